@@ -1,0 +1,52 @@
+"""Freeze and unfreeze layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from surgery.layers import Layer
+from surgery.marks import set_marks
+from surgery.passes.base import Change, Pass, pass_dataclass
+from surgery.selectors import Selector, select
+
+__all__ = ["Freeze", "Unfreeze"]
+
+
+def _mark(model: ir.Model, selected: list[Layer], trainable: bool) -> Iterator[Change]:
+    word = "trainable" if trainable else "frozen"
+    for layer in selected:
+        changed = [role for role, p in layer.parameters.items() if set_marks(p, trainable=trainable)]
+        if changed:
+            yield Change(layer.name, f"{word} ({', '.join(changed)})")
+
+
+@pass_dataclass
+class Freeze(Pass):
+    """Keeps the parameters of some layers as they are; a frozen BatchNormalization keeps its statistics too.
+
+    Idempotent.
+
+    Attributes:
+        layers: Which layers.
+    """
+
+    layers: Selector
+
+    def edit(self, model: ir.Model) -> Iterator[Change]:
+        yield from _mark(model, select(model, self.layers), trainable=False)
+
+
+@pass_dataclass
+class Unfreeze(Pass):
+    """Lets training change the parameters of some layers again. Idempotent.
+
+    Attributes:
+        layers: Which layers.
+    """
+
+    layers: Selector
+
+    def edit(self, model: ir.Model) -> Iterator[Change]:
+        yield from _mark(model, select(model, self.layers), trainable=True)

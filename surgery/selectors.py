@@ -1,0 +1,144 @@
+"""Selectors: one grammar for "which layers", used by every pass.
+
+conv1               a layer by name, or any of its outputs' names
+conv*               a glob
+head                the layer in front of the output (of every output)
+all                 every layer
+{first: 5}          the first five layers with parameters, by the number that `surgery inspect` shows
+{last: 2}           the last two
+{until: pool3}      a layer and everything it is computed from
+{from: a, to: b}    everything from layer a to layer b; either alone goes to the end or the beginning
+{type: Conv}        by operator
+[a, {last: 1}]      any of these
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Annotated, Any
+
+import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+
+from surgery.errors import SurgeryError, nearest
+from surgery.layers import Layer, ancestors, descendants, find_layer, head, layers
+
+__all__ = ["Selector", "select"]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class First(_Form):
+    """The first layers with parameters."""
+
+    first: PositiveInt
+
+
+class Last(_Form):
+    """The last layers with parameters."""
+
+    last: PositiveInt
+
+
+class Until(_Form):
+    """A layer and everything it is computed from."""
+
+    until: str
+
+
+class Between(_Form):
+    """Everything between two layers, both included."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    from_: str | None = Field(None, alias="from")
+    to: str | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Between:
+        if self.from_ is None and self.to is None:
+            raise ValueError("needs `from`, `to` or both")
+        return self
+
+
+class OfType(_Form):
+    """The layers of one operator type."""
+
+    type: str
+
+
+_One = Annotated[str, Field(min_length=1)] | First | Last | Until | OfType | Between
+Selector = _One | list[_One]
+_adapter: TypeAdapter[Any] = TypeAdapter(Selector)
+
+
+def select(model: ir.Model, selector: Any) -> list[Layer]:
+    """Returns the layers of `model` that `selector` matches, in graph order.
+
+    Args:
+        model: The model.
+        selector: A selector, or the plain Python value of one: ``"conv*"``, ``{"first": 5}``, ``["a", "b"]``.
+
+    Raises:
+        SurgeryError: The selector is malformed, or a part of it matches nothing; the message names the nearest layers.
+    """
+    try:
+        parsed = _adapter.validate_python(selector)
+    except ValidationError as error:
+        raise SurgeryError(
+            f"{selector!r} is not a selector: write a layer's name or glob, {{first: 5}}, {{last: 2}}, "
+            "{until: NAME}, {from: A, to: B}, {type: Conv}, head, all, or a list of these"
+        ) from error
+    view = layers(model)
+    parts = parsed if isinstance(parsed, list) else [parsed]
+    chosen: set[ir.Node] = set()
+    for part in parts:
+        found = _match(model, view, part)
+        if not found:
+            kind = part if isinstance(part, str) else part.model_dump(by_alias=True, exclude_none=True)
+            raise SurgeryError(f"selector {kind!r} matches no layer{_hint(view, part)}")
+        chosen |= found
+    return [layer for layer in view if layer.node in chosen]
+
+
+def _hint(view: list[Layer], part: Any) -> str:
+    if isinstance(part, OfType):
+        return nearest(part.type, {layer.op_type for layer in view})
+    if isinstance(part, str):
+        return nearest(part, [layer.name for layer in view])
+    return ""
+
+
+def _match(model: ir.Model, view: list[Layer], part: Any) -> set[ir.Node]:
+    if isinstance(part, str):
+        return _by_name(model, view, part)
+    owners = [layer for layer in view if layer.index is not None]
+    if isinstance(part, First | Last):
+        count = part.first if isinstance(part, First) else part.last
+        if count > len(owners):
+            raise SurgeryError(f"selector asks for {count} layers; the model has {len(owners)} with parameters")
+        return {layer.node for layer in (owners[:count] if isinstance(part, First) else owners[-count:])}
+    if isinstance(part, OfType):
+        return {layer.node for layer in view if layer.op_type.lower() == part.type.lower()}
+    start, end = (None, part.until) if isinstance(part, Until) else (part.from_, part.to)
+    inside = {layer.node for layer in view}
+    if end is not None:
+        inside &= ancestors([find_layer(model, end).output])
+    if start is not None:
+        first = find_layer(model, start)
+        inside &= descendants([first.node.outputs[0]]) | {first.node}
+    return inside
+
+
+def _by_name(model: ir.Model, view: list[Layer], name: str) -> set[ir.Node]:
+    exact = {layer.node for layer in view if layer.name == name}
+    if exact:
+        return exact
+    if name == "all":
+        return {layer.node for layer in view}
+    if name == "head":
+        return {head(model, output.name).node for output in model.graph.outputs}
+    if any(c in name for c in "*?["):
+        return {layer.node for layer in view if fnmatch.fnmatchcase(layer.name, name)}
+    return {layer.node for layer in view if any(name == o.name for node in layer.nodes for o in node.outputs)}
