@@ -1,0 +1,71 @@
+"""Convert networks of other frameworks to ONNX, keeping what training needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from surgery.errors import SurgeryError
+from surgery.marks import Preprocessing
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    **options: Any,
+) -> ir.Model:
+    """Converts a network, whose framework is recognized, to ONNX (operator set 21, IR version 10).
+
+    Where the folder of `source` has a card.yaml that names it, labels and preprocessing come from there.
+
+    Args:
+        source: The network: Caffe's ``.prototxt`` or ``.caffemodel``, ``.onnx``, or a folder with one network in it.
+        weights: The file with its weights, where that is another one and does not lie next to it.
+        output: Where to save the model; not saved without.
+        labels: Class names of the output, in order; or a text file with one a line.
+        preprocessing: How images become the network's input, where the source does not say.
+        **options: The options of the framework's converter, such as `converters.caffe.convert_caffe`.
+
+    Returns:
+        The model, checked, with shapes inferred.
+
+    Raises:
+        SurgeryError: The source is not recognized, damaged, or has what ONNX cannot express.
+    """
+    from converters.card import read_card
+    from converters.finish import apply_labels, apply_preprocessing, check
+    from converters.registry import find_converter
+
+    path = Path(source)
+    if not path.exists():
+        raise SurgeryError(f"{path}: no such file or folder")
+    if weights is not None:
+        options["weights"] = Path(weights)
+        if not options["weights"].is_file():
+            raise SurgeryError(f"{weights}: no such file")
+    model = find_converter(path)(path, options)
+    card = read_card(path)
+    if labels is None and card is not None:
+        labels = card.labels
+    if preprocessing is None and card is not None:
+        preprocessing = card.preprocessing
+    if labels is not None:
+        apply_labels(model, labels)
+    if preprocessing is not None:
+        apply_preprocessing(model, preprocessing)
+    check(model, path)
+    if output is not None:
+        from surgery.io import save
+
+        save(model, output)
+    return model

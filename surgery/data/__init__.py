@@ -1,0 +1,7 @@
+"""Data for training and evaluation."""
+
+from surgery.data.dataset import Dataset
+from surgery.data.preprocess import InputSpec, input_spec
+from surgery.data.sources import from_arrays, from_folder, from_npz, open_data
+
+__all__ = ["Dataset", "InputSpec", "from_arrays", "from_folder", "from_npz", "input_spec", "open_data"]

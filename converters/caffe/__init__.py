@@ -1,0 +1,1 @@
+"""Caffe networks: prototxt and caffemodel, in the formats of all its versions."""

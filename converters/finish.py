@@ -1,0 +1,86 @@
+"""What every conversion ends with: labels, preprocessing, the check of the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from surgery.errors import SurgeryError
+from surgery.io import IR_VERSION, infer_shapes
+from surgery.marks import Preprocessing, set_labels, set_preprocessing
+
+__all__ = ["apply_labels", "apply_preprocessing", "check", "read_labels"]
+
+_CHECKER_LIMIT = 2**31 - 2**24  # bytes: larger models cannot be serialized for the checker
+
+
+def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
+    """Returns class names given as a list or as a text file with one a line.
+
+    Raises:
+        SurgeryError: The file cannot be read.
+    """
+    if not isinstance(labels, str | os.PathLike):
+        return [str(label) for label in labels]
+    path = Path(labels)
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SurgeryError(
+            f"{path}: the labels cannot be read ({error}); give a text file, one label a line"
+        ) from error
+
+
+def apply_labels(model: ir.Model, labels: Sequence[str] | str | os.PathLike[str]) -> None:
+    """Names the classes of the output that has as many units as there are `labels`.
+
+    Raises:
+        SurgeryError: No output has that many units.
+    """
+    names = read_labels(labels)
+    sizes = {output: _classes(output) for output in model.graph.outputs}
+    chosen = [output for output, size in sizes.items() if size == len(names)]
+    if not chosen and len(sizes) == 1 and None in sizes.values():
+        chosen = list(sizes)
+    if not chosen:
+        found = ", ".join(f"{output.name!r} {size or 'unknown'}" for output, size in sizes.items())
+        raise SurgeryError(f"{len(names)} labels were given, but the outputs have other numbers of units: {found}")
+    for output in chosen:
+        set_labels(model, str(output.name), names)
+
+
+def _classes(output: ir.Value) -> int | None:
+    """The number of units of an output: its axis 1, where there is one."""
+    if output.shape is None or len(output.shape) < 2:
+        return None
+    size = output.shape[1]
+    return size if isinstance(size, int) else None
+
+
+def apply_preprocessing(model: ir.Model, how: Preprocessing) -> None:
+    """Says how images become the model's input: the only one, or the first with four axes."""
+    inputs = list(model.graph.inputs)
+    images = [i for i in inputs if i.shape is not None and len(i.shape) == 4]
+    for value in images[:1] or inputs[:1]:
+        set_preprocessing(model, str(value.name), how)
+
+
+def check(model: ir.Model, source: Path) -> None:
+    """Infers shapes and runs ONNX's checker.
+
+    Raises:
+        SurgeryError: The converted graph is inconsistent, which is a fault of the converter or of the source.
+    """
+    model.ir_version = IR_VERSION
+    infer_shapes(model)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if weights > _CHECKER_LIMIT:
+        return
+    try:
+        onnx.checker.check_model(ir.to_proto(model))
+    except onnx.checker.ValidationError as error:
+        raise SurgeryError(f"{source}: the converted model is not valid ONNX ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,111 @@
+"""From raw images to a network's input, as the model's own metadata says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.errors import SurgeryError
+from surgery.marks import Preprocessing, preprocessing
+
+__all__ = ["InputSpec", "input_spec", "preparer", "resize"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What a network's input takes.
+
+    Attributes:
+        shape: Its dimensions, None for each that may be any; the first is the batch's.
+        how: Its preprocessing; the plain one (0–1, RGB) where the model says nothing.
+        stated: Whether the model says how.
+    """
+
+    shape: tuple[int | None, ...]
+    how: Preprocessing
+    stated: bool
+
+    @property
+    def channels(self) -> int | None:
+        """Colour channels of an image input."""
+        axis = 1 if self.how.layout == "NCHW" else 3
+        return self.shape[axis] if len(self.shape) == 4 else None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of an image input, in pixels."""
+        if len(self.shape) != 4:
+            return None
+        h, w = self.shape[2:] if self.how.layout == "NCHW" else self.shape[1:3]
+        return (h, w) if h is not None and w is not None else self.how.size
+
+
+def input_spec(model: ir.Model, input: str | None = None) -> InputSpec:
+    """Returns what the model's input takes."""
+    inputs = [i for i in model.graph.inputs if input is None or i.name == input]
+    if len(inputs) != 1 or inputs[0].shape is None:
+        raise SurgeryError(f"the model has {len(model.graph.inputs)} inputs; one with a known shape is needed")
+    dims = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
+    how = preprocessing(model, str(inputs[0].name))
+    channels = dims[1] if len(dims) == 4 else None
+    plain = Preprocessing(color="gray" if channels == 1 else "rgb", scale=1 / 255)
+    return InputSpec((None, *dims[1:]), how or plain, how is not None)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a uint8 image `[H, W]` or `[H, W, C]` to cover `size`, and crops what is over from its middle."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what turns a batch of `examples` into the network's input.
+
+    uint8 arrays `[N, H, W]` or `[N, H, W, C]` (RGB) are images: resized, coloured, scaled. Floats are taken as they
+    are, reshaped where only dimensions of 1 are missing.
+
+    Raises:
+        SurgeryError: The examples do not fit the input; the message has both shapes.
+    """
+    if examples.dtype == np.uint8 and examples.ndim in (3, 4) and len(spec.shape) == 4:
+        if examples.ndim == 4 and examples.shape[-1] not in (1, 3):
+            raise SurgeryError(f"images of shape {examples.shape[1:]}: [H, W], [H, W, 1] or [H, W, 3] is needed")
+        return lambda batch: _images(batch, spec)
+    want = spec.shape[1:]
+    have = examples.shape[1:]
+    fits = len(want) == len(have) and all(w in (None, h) for w, h in zip(want, have, strict=True))
+    if not fits:
+        squeezed = tuple(d for d in want if d != 1)
+        if None in want or tuple(d for d in have if d != 1) != squeezed:
+            raise SurgeryError(f"examples of shape {list(have)} do not fit the input's {list(want)} ({examples.dtype})")
+    if examples.dtype == np.uint8:
+        return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *want), np.float32) / np.float32(255)
+    shape = have if fits else want
+    return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), np.float32)
+
+
+def _images(batch: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """uint8 `[N, H, W]` or `[N, H, W, C]` → float32 in the input's layout."""
+    how, size = spec.how, spec.size
+    if size is not None and batch.shape[1:3] != size:
+        batch = np.stack([resize(np.squeeze(image), size) for image in batch])
+    if batch.ndim == 3:
+        batch = batch[..., None]
+    if spec.channels == 3 and batch.shape[-1] == 1:
+        batch = np.repeat(batch, 3, axis=-1)
+    elif spec.channels == 1 and batch.shape[-1] == 3:
+        luma = batch.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+        batch = luma[..., None]
+    if how.color == "bgr":
+        batch = batch[..., ::-1]
+    pixels = batch.astype(np.float32)
+    pixels *= np.float32(how.scale)
+    if any(how.mean):
+        pixels -= np.asarray(how.mean, np.float32)
+    if any(s != 1 for s in how.std):
+        pixels /= np.asarray(how.std, np.float32)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if how.layout == "NCHW" else pixels)

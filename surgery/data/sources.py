@@ -1,0 +1,177 @@
+"""Where data comes from: `.npz` files, folders of images, arrays."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.data.dataset import Dataset
+from surgery.data.preprocess import InputSpec, input_spec, preparer, resize
+from surgery.errors import SurgeryError, nearest
+
+__all__ = ["from_arrays", "from_folder", "from_npz", "open_data"]
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def open_data(
+    path: str | os.PathLike[str],
+    model: ir.Model,
+    *,
+    split: str = "train",
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Dataset, Dataset | None]:
+    """Opens a `.npz` file or a folder of images for `model`.
+
+    Args:
+        path: The file or folder. A folder holds a folder for each class, or ``train`` and ``val`` folders of those.
+        model: Says the input's size and preprocessing.
+        split: ``train``, or what is to be evaluated: ``test`` or ``val``.
+        skip_bad: Leave images that do not decode out, instead of failing.
+        progress: Called with how many images are decoded, and of how many.
+
+    Returns:
+        The data, and the validation data where the source holds some (for ``train`` only).
+
+    Raises:
+        SurgeryError: The source is missing, unreadable or does not fit the model.
+    """
+    path, spec = Path(path), input_spec(model)
+    if not path.exists():
+        raise SurgeryError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _open_folder(path, spec, split, skip_bad, progress)
+    if path.suffix != ".npz":
+        raise SurgeryError(f"{path}: data is a folder of images or a .npz file")
+    data = from_npz(path, spec, split)
+    validation = None
+    if split == "train":
+        names = _npz_names(path)
+        validation = next((from_npz(path, spec, s) for s in ("val", "valid") if f"x_{s}" in names), None)
+    return data, validation
+
+
+def from_arrays(
+    examples: np.ndarray, targets: np.ndarray, spec: InputSpec, labels: Sequence[str] | None = None
+) -> Dataset:
+    """Returns a data set of arrays; see `preparer` for what examples may be."""
+    examples, targets = np.asarray(examples), np.asarray(targets)
+    if not len(examples):
+        raise SurgeryError("the data set is empty")
+    if targets.ndim == 2 and targets.shape[1] == 1 and np.issubdtype(targets.dtype, np.integer):
+        targets = targets[:, 0]  # as Keras' data sets have them
+    kind = np.int64 if np.issubdtype(targets.dtype, np.integer) else np.float32
+    return Dataset(examples, targets.astype(kind), preparer(examples, spec), tuple(labels) if labels else None)
+
+
+def _npz_names(path: Path) -> list[str]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise SurgeryError(f"{path}: is not a readable .npz file ({error})") from error
+
+
+def from_npz(path: Path, spec: InputSpec, split: str = "train") -> Dataset:
+    """Reads ``x_<split>`` and ``y_<split>``, or ``x`` and ``y``, and ``labels`` where it is, from a `.npz` file."""
+    names = _npz_names(path)
+    if f"x_{split}" in names:
+        x, y = f"x_{split}", f"y_{split}"
+    elif "x" in names:
+        x, y = "x", "y"
+    else:
+        raise SurgeryError(f"{path}: has no array x_{split} or x, but {', '.join(names)}{nearest(f'x_{split}', names)}")
+    if y not in names:
+        raise SurgeryError(f"{path}: has no array {y} (the targets of {x}), but {', '.join(names)}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            labels = [str(name) for name in file["labels"]] if "labels" in names else None
+            return from_arrays(file[x], file[y], spec, labels)
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise SurgeryError(f"{path}: cannot be read ({error})") from error
+
+
+def _open_folder(
+    path: Path, spec: InputSpec, split: str, skip_bad: bool, progress: Callable[[int, int], None] | None
+) -> tuple[Dataset, Dataset | None]:
+    validation = next((path / n for n in ("val", "valid", "validation") if (path / n).is_dir()), None)
+    if split == "train":
+        root = path / "train" if (path / "train").is_dir() else path
+    else:
+        root = next((path / n for n in ("test", split) if (path / n).is_dir()), validation or path)
+    data = from_folder(root, spec, skip_bad=skip_bad, progress=progress)
+    if split != "train" or validation is None or root == path:
+        return data, None
+    held = from_folder(validation, spec, skip_bad=skip_bad, progress=progress, classes=data.labels)
+    return data, held
+
+
+def from_folder(
+    path: Path,
+    spec: InputSpec,
+    *,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """Reads a folder that holds a folder of images for each class; images are decoded at the network's size.
+
+    Raises:
+        SurgeryError: No class folders, an empty one, or images that do not decode (named) without `skip_bad`.
+    """
+    found = sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+    classes = list(classes or found)
+    if len(found) < 2 and not set(found) & set(classes[1:] if len(classes) > 1 else []):
+        raise SurgeryError(
+            f"{path}: has {len(found)} class folders; put the images of each class in a folder of its own"
+        )
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        raise SurgeryError(f"{path / unknown[0]}: no class of that name in training{nearest(unknown[0], classes)}")
+    files = [
+        (file, number)
+        for number, name in enumerate(classes)
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    size = spec.size
+    if size is None:
+        raise SurgeryError("the model's input has no fixed height and width; give it a size before training on images")
+    if not files:
+        raise SurgeryError(f"{path}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    gray = spec.channels == 1
+    images = np.empty((len(files), *size) + (() if gray else (3,)), np.uint8)
+    bad: dict[int, str] = {}
+
+    def decode(index: int) -> None:
+        try:
+            images[index] = _decode(files[index][0], size, gray)
+        except Exception as error:  # Pillow's decoders raise many kinds
+            bad[index] = f"{files[index][0]} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(decode, range(len(files))), start=1):
+            if progress is not None:
+                progress(done, len(files))
+    if bad and not skip_bad:
+        some = "; ".join(bad[i] for i in sorted(bad)[:3])
+        raise SurgeryError(f"{len(bad)} images do not decode: {some}; mend or remove them, or use --skip-bad")
+    kept = np.array([i not in bad for i in range(len(files))])
+    targets = np.array([number for _, number in files], np.int64)
+    return from_arrays(images[kept], targets[kept], spec, classes)
+
+
+def _decode(file: Path, size: tuple[int, int], gray: bool) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as image:
+        image.draft("L" if gray else "RGB", (size[1] * 2, size[0] * 2))  # JPEG decodes faster at a fraction of its size
+        upright = ImageOps.exif_transpose(image)
+        return resize(np.asarray(upright.convert("L" if gray else "RGB")), size)

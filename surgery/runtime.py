@@ -1,0 +1,136 @@
+"""ONNX Runtime: which build is installed, which device it can use, and sessions."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from surgery.errors import SurgeryError
+
+__all__ = ["Device", "describe", "has_training_kernels", "load_runtime", "providers", "session"]
+
+Device = Literal["cpu", "cuda", "auto"]
+
+
+@functools.cache
+def load_runtime() -> Any:
+    """Imports and returns `onnxruntime`.
+
+    Raises:
+        SurgeryError: None is installed; the message names the extras that install one.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise SurgeryError(
+            f"ONNX Runtime cannot be imported ({error}); install one of: pip install 'onnx-surgery[cpu]', [cuda], "
+            "[stock] or [stock-cuda]"
+        ) from error
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime
+
+
+@functools.cache
+def has_training_kernels() -> bool:
+    """Whether the runtime is the onnxruntime-training build, which has fused gradient kernels (ConvGrad, …)."""
+    load_runtime()
+    from onnxruntime.capi import _pybind_state
+
+    return hasattr(_pybind_state, "GradientGraphBuilder")
+
+
+def describe() -> str:
+    """The runtime in words, as ``onnxruntime-training 1.19.2 (CPU)``."""
+    runtime = load_runtime()
+    build = "onnxruntime-training" if has_training_kernels() else "onnxruntime"
+    return f"{build} {runtime.__version__} ({'CUDA' if _has_cuda() else 'CPU'})"
+
+
+def _has_cuda() -> bool:
+    return "CUDAExecutionProvider" in load_runtime().get_available_providers()
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """Loads NVIDIA's libraries from their wheels, where the runtime's own loader does not look."""
+    runtime = load_runtime()
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+        return
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for library in sorted(Path(folder).glob("*/lib/lib*.so.*")):
+            with contextlib.suppress(OSError):  # what is missing shows when the session starts
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+def providers(device: Device) -> list[str]:
+    """Returns the execution providers of `device`; ``auto`` takes CUDA where it starts.
+
+    Raises:
+        SurgeryError: CUDA was asked for and the installed runtime has none or it does not start.
+    """
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if not _has_cuda():
+        if device == "auto":
+            return ["CPUExecutionProvider"]
+        raise SurgeryError(
+            f"no CUDA in the installed {describe()}; install it with: pip install 'onnx-surgery[cuda]' (CUDA 11, with "
+            "training kernels) or 'onnx-surgery[stock-cuda]' (the newest CUDA), after uninstalling this one"
+        )
+    _preload_cuda()
+    reason = _cuda_failure()
+    if reason is None:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if device == "auto":
+        return ["CPUExecutionProvider"]
+    raise SurgeryError(f"CUDA cannot start: {reason}; check the driver with nvidia-smi, or use --device cpu")
+
+
+@functools.cache
+def _cuda_failure() -> str | None:
+    """Why a session cannot run on CUDA; None if it can."""
+    value = ir.val("x", ir.DataType.FLOAT, (1,))
+    node = ir.node("Relu", [value])
+    node.outputs[0].name, node.outputs[0].type = "y", value.type
+    graph = ir.Graph([value], node.outputs, nodes=[node], opset_imports={"": 13}, name="probe")
+    runtime = load_runtime()
+    try:
+        probe = runtime.InferenceSession(
+            ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString(), providers=["CUDAExecutionProvider"]
+        )
+    except Exception as error:
+        return str(error).strip().splitlines()[0]
+    if "CUDAExecutionProvider" not in probe.get_providers():
+        return "its libraries (CUDA, cuDNN) or a GPU are missing"
+    return None
+
+
+def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = None) -> Any:
+    """Returns an `onnxruntime.InferenceSession` of `model`.
+
+    Args:
+        model: A model under 2 GB.
+        providers: Execution providers, from `providers`.
+        threads: How many threads an operator may use; all cores by default.
+
+    Raises:
+        SurgeryError: The runtime refuses the model; the message is its own.
+    """
+    runtime = load_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return runtime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=list(providers))
+    except Exception as error:
+        raise SurgeryError(f"{describe()} refuses the model: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,118 @@
+"""Optimizers: chains of small transformations from a gradient to an update, written into the step graph.
+
+As in optax: SGD, Adam and the rest are a few links each. A link gets the gradient, may keep state of the parameter's
+shape, and returns what takes the gradient's place; `update` subtracts the learning rate times the last link's result
+and projects onto the parameter's constraint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from surgery.emit import Emitter
+from surgery.errors import SurgeryError
+from surgery.marks import Constraint, Marks
+
+__all__ = ["Link", "Updating", "adam", "adam_scaling", "sgd", "trace", "update", "weight_decay"]
+
+StateOf = Callable[[str], ir.Value]
+
+
+@dataclasses.dataclass
+class Updating:
+    """One parameter's update, as links see it.
+
+    Attributes:
+        op: The emitter.
+        parameter: The parameter before the update.
+        marks: Its marks.
+        learning_rate: A scalar, the parameter's multiplier not applied.
+        step: A float scalar, 1 at the first update.
+        state: Returns the state of a name, zeros of the parameter's shape at first.
+        new_state: The state after the update, by name; links write it.
+    """
+
+    op: Emitter
+    parameter: ir.Value
+    marks: Marks
+    learning_rate: ir.Value
+    step: ir.Value
+    state: StateOf
+    new_state: dict[str, ir.Value] = dataclasses.field(default_factory=dict)
+
+
+Link = Callable[[Updating, ir.Value], ir.Value]
+
+
+def weight_decay(rate: float) -> Link:
+    """Adds `rate` times the parameter (and its decay multiplier): the gradient of ½·rate·‖w‖²."""
+
+    def link(u: Updating, gradient: ir.Value) -> ir.Value:
+        factor = rate * u.marks.decay
+        return u.op.Add(gradient, u.op.Mul(u.parameter, factor)) if factor else gradient
+
+    return link
+
+
+def trace(momentum: float, nesterov: bool = False) -> Link:
+    """v ← momentum·v + g; returns v, or g + momentum·v with `nesterov` (Sutskever et al. 2013, PyTorch's form)."""
+
+    def link(u: Updating, gradient: ir.Value) -> ir.Value:
+        op = u.op
+        velocity = u.new_state["momentum"] = op.Add(op.Mul(u.state("momentum"), momentum), gradient)
+        return op.Add(gradient, op.Mul(velocity, momentum)) if nesterov else velocity
+
+    return link
+
+
+def adam_scaling(beta1: float, beta2: float, epsilon: float) -> Link:
+    """m̂ / (√v̂ + ε) with bias-corrected moments (Kingma and Ba 2015, algorithm 1)."""
+
+    def link(u: Updating, gradient: ir.Value) -> ir.Value:
+        op = u.op
+        m = u.new_state["m"] = op.Add(op.Mul(u.state("m"), beta1), op.Mul(gradient, 1 - beta1))
+        v = u.new_state["v"] = op.Add(op.Mul(u.state("v"), beta2), op.Mul(op.Mul(gradient, gradient), 1 - beta2))
+        one = op.constant(1.0, ir.DataType.FLOAT)
+        unbias_m = op.Sub(one, op.Pow(op.constant(beta1, ir.DataType.FLOAT), u.step))
+        unbias_v = op.Sqrt(op.Sub(one, op.Pow(op.constant(beta2, ir.DataType.FLOAT), u.step)))
+        root = op.Add(op.Div(op.Sqrt(v), unbias_v), epsilon)
+        return op.Div(op.Div(m, root), unbias_m)
+
+    return link
+
+
+def sgd(momentum: float = 0.0, nesterov: bool = False, decay: float = 0.0) -> list[Link]:
+    """Stochastic gradient descent."""
+    return [weight_decay(decay)] * bool(decay) + [trace(momentum, nesterov)] * bool(momentum)
+
+
+def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, decay: float = 0.0) -> list[Link]:
+    """Adam (Kingma and Ba 2015)."""
+    return [weight_decay(decay)] * bool(decay) + [adam_scaling(beta1, beta2, epsilon)]
+
+
+def update(chain: Sequence[Link], u: Updating, gradient: ir.Value) -> ir.Value:
+    """Emits the parameter's new value; `u.new_state` then holds its new state."""
+    for link in chain:
+        gradient = link(u, gradient)
+    rate = u.learning_rate
+    if u.marks.learning_rate != 1.0:
+        rate = u.op.Mul(rate, u.marks.learning_rate)
+    new = u.op.Sub(u.parameter, u.op.Mul(gradient, rate))
+    return project(u.op, new, u.marks.constraint) if u.marks.constraint else new
+
+
+def project(op: Emitter, value: ir.Value, constraint: Constraint) -> ir.Value:
+    """Emits the point of the constraint's set that is nearest to `value`.
+
+    max_norm: w · min(1, c / ‖w‖) (Srivastava et al. 2014, section 5.1).
+    """
+    if constraint.type != "max_norm":
+        raise SurgeryError(f"constraint {constraint.type!r} is unknown; max_norm is what there is")
+    squares = op.ReduceSum(op.Mul(value, value), op.constant(list(constraint.axes)), keepdims=1)
+    norm = op.Sqrt(op.Max(squares, op.constant(1e-30, ir.DataType.FLOAT)))
+    limit = op.constant(constraint.value, ir.DataType.FLOAT)
+    return op.Mul(value, op.Min(op.Div(limit, norm), op.constant(1.0, ir.DataType.FLOAT)))

@@ -1,0 +1,250 @@
+"""The step graph: (batch, targets, learning rate, parameters, state) → (loss, metric, new parameters, new state).
+
+Everything that a training step does is in this one graph: the forward pass with dropout and batch statistics, the loss,
+its gradient, the optimizer, the constraints. What training does not change stays an initializer, so that the runtime
+folds and fuses the frozen part as it does for inference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
+
+from surgery.autodiff import backward
+from surgery.emit import Emitter
+from surgery.errors import SurgeryError
+from surgery.io import IR_VERSION, infer_shapes
+from surgery.layers import STATISTICS, find_output, layers
+from surgery.marks import marks
+from surgery.training.losses import LOSSES, Loss, strip_activation
+from surgery.training.optimizers import Link, Updating, update
+
+__all__ = ["Step", "evaluation_step", "training_step", "trainable_parameters"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step graph and how to drive it.
+
+    Attributes:
+        model: The graph.
+        loss: What is minimized.
+        batch: The names of the inputs that take examples.
+        target: The name of the input that takes targets.
+        carried: Which input each output feeds in the next step: parameters, running statistics and optimizer state;
+            empty for an evaluation.
+        initial: The first value of every carried input.
+    """
+
+    model: ir.Model
+    loss: Loss
+    batch: str
+    target: str
+    carried: dict[str, str]
+    initial: dict[str, np.ndarray]
+
+
+def trainable_parameters(model: ir.Model) -> list[ir.Value]:
+    """Returns the parameters that training changes by gradients, in graph order; running statistics are not among them.
+
+    Raises:
+        SurgeryError: There are none.
+    """
+    found: dict[str, ir.Value] = {}
+    for layer in layers(model):
+        for role, parameter in layer.parameters.items():
+            if role not in STATISTICS and marks(parameter).trainable and marks(parameter).learning_rate != 0:
+                found[parameter.name or ""] = parameter
+    if not found:
+        raise SurgeryError("every parameter is frozen: there is nothing to train; unfreeze a layer or replace the head")
+    return list(found.values())
+
+
+@dataclasses.dataclass
+class _Forward:
+    model: ir.Model
+    op: Emitter
+    loss: Loss
+    cost: ir.Value
+    metric: ir.Value
+    target: ir.Value
+    parameters: list[ir.Value]
+    statistics: list[ir.Value]
+
+
+def _forward(model: ir.Model, loss: str, output: str | None, prefix: str) -> _Forward:
+    """Copies `model`, turns what training changes into inputs, and writes the loss behind its logits."""
+    model = model.clone()
+    InlinePass()(model)
+    graph = model.graph
+    end = find_output(model, output)
+    index = list(graph.outputs).index(end)
+    fitting = strip_activation(graph, end)
+    name = fitting or "mean_squared_error" if loss == "auto" else loss
+    chosen = LOSSES[name]
+    if len(graph.inputs) != 1:
+        names = ", ".join(str(i.name) for i in graph.inputs)
+        raise SurgeryError(f"training takes one input so far; the model has {len(graph.inputs)} ({names})")
+    parameters = trainable_parameters(model)
+    statistics = [
+        p for layer in layers(model) for r, p in layer.parameters.items() if r in STATISTICS and marks(p).trainable
+    ]
+    _free_batch(graph)
+    graph.outputs[:] = [graph.outputs[index]]
+    RemoveUnusedNodesPass()(model)
+    infer_shapes(model)
+    for value in [*parameters, *statistics]:
+        graph.initializers.pop(value.name or "", None)
+        graph.inputs.append(value)
+    op = Emitter(graph, prefix)
+    logits = graph.outputs[0]
+    if chosen.name == "cross_entropy" and logits.shape is not None and len(logits.shape) > 2:
+        logits = _flat(op, logits)
+    shape = ir.Shape(["batch"]) if chosen.target == ir.DataType.INT64 else logits.shape
+    target = ir.val("target", chosen.target, shape)
+    graph.inputs.append(target)
+    cost, metric = chosen.write(op, logits, target)
+    for value in (cost, metric):
+        value.shape, value.dtype = ir.Shape(()), ir.DataType.FLOAT
+    graph.outputs[:] = [cost, metric]
+    return _Forward(model, op, chosen, cost, metric, target, parameters, statistics)
+
+
+def _flat(op: Emitter, logits: ir.Value) -> ir.Value:
+    """[N, C, 1, 1] as [N, C]."""
+    assert logits.shape is not None
+    if any(d != 1 for d in logits.shape[2:]):
+        raise SurgeryError(f"cross_entropy needs one prediction for each image; {logits.name!r} has {logits.shape}")
+    flat = op.Flatten(logits)
+    flat.shape, flat.dtype = ir.Shape(logits.shape[:2]), logits.dtype
+    return flat
+
+
+def _free_batch(graph: ir.Graph) -> None:
+    """Makes the first dimension of the input the batch's, any number."""
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape):
+            value.shape = ir.Shape(["batch", *value.shape[1:]])
+    for node in graph:
+        for out in node.outputs:  # inferred anew; a fixed batch would stay otherwise
+            if out.shape is not None and len(out.shape):
+                out.shape = None
+
+
+def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
+    """Switches Dropout on, and BatchNormalization to batch statistics where its own are not frozen.
+
+    Returns:
+        The running statistics after the step, by the name of those before.
+    """
+    graph, op = forward.model.graph, forward.op
+    running: dict[str, ir.Value] = {}
+    trained = set(forward.statistics)
+    count = 0
+    for node in list(graph):
+        if node.op_type == "Dropout" and node.domain == "":
+            ratio = node.inputs[1] if len(node.inputs) > 1 else None
+            node.resize_inputs(3)
+            if ratio is None:
+                node.replace_input_with(1, op.constant(0.5, ir.DataType.FLOAT))
+            node.replace_input_with(2, op.constant(np.array(True)))
+            node.attributes["seed"] = ir.AttrInt64("seed", (seed * 1_000_003 + count) % (2**31))
+            count += 1
+        elif node.op_type == "BatchNormalization" and node.inputs[3] in trained:
+            node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+            node.resize_outputs(3)
+            for index in (1, 2):
+                before, after = node.inputs[2 + index], node.outputs[index]
+                assert before is not None
+                after.name = after.name or op.fresh("running")
+                after.shape, after.type = before.shape, before.type
+                running[before.name or ""] = after
+    return running
+
+
+def training_step(
+    model: ir.Model,
+    chain: Sequence[Link],
+    *,
+    loss: str = "auto",
+    output: str | None = None,
+    fused: bool = False,
+    seed: int = 0,
+) -> Step:
+    """Builds the step graph that trains `model`, which is left as it is.
+
+    Args:
+        model: A model with marks.
+        chain: The optimizer, from `surgery.training.optimizers`.
+        loss: A name of `losses.LOSSES`; ``auto`` goes by the last activation.
+        output: The output to train; needed where there are several.
+        fused: Use the kernels of the onnxruntime-training build.
+        seed: Of dropout.
+
+    Raises:
+        SurgeryError: Nothing is trainable, or an operator on the way has no gradient.
+    """
+    forward = _forward(model, loss, output, "step/")
+    graph, op = forward.model.graph, forward.op
+    new = _training_mode(forward, seed)
+    initial = {p.name or "": _array(p) for p in [*forward.parameters, *forward.statistics]}
+    rate = ir.val("learning_rate", ir.DataType.FLOAT, ())
+    count = ir.val("step", ir.DataType.FLOAT, ())
+    graph.inputs.append(rate)
+    one = op.constant(1.0, ir.DataType.FLOAT)
+    gradients = backward(graph, {forward.cost: one}, forward.parameters, fused=fused, emitter=op)
+    next_count = op.Add(count, one)
+    counted = False
+
+    for parameter in forward.parameters:
+        if parameter not in gradients:
+            raise SurgeryError(f"the output does not depend on parameter {parameter.name!r}; freeze its layer")
+
+        def state(slot: str, parameter: ir.Value = parameter) -> ir.Value:
+            name = f"{parameter.name}/{slot}"
+            value = ir.val(name, parameter.dtype, parameter.shape)
+            graph.inputs.append(value)
+            initial[name] = np.zeros_like(initial[parameter.name or ""])
+            return value
+
+        u = Updating(op, parameter, marks(parameter), rate, next_count, state)
+        new[parameter.name or ""] = update(chain, u, gradients[parameter])
+        new.update({f"{parameter.name}/{slot}": value for slot, value in u.new_state.items()})
+        counted = counted or bool(next_count.uses())
+    if counted:
+        graph.inputs.append(count)
+        initial["step"] = np.zeros((), np.float32)
+        new["step"] = next_count
+
+    carried = {}
+    before = {v.name: v for v in graph.inputs}
+    for name, value in new.items():
+        value.shape, value.type = before[name].shape, before[name].type
+        graph.outputs.append(value)
+        carried[name] = value.name or ""
+    return _finish(forward, carried, initial)
+
+
+def evaluation_step(model: ir.Model, *, loss: str = "auto", output: str | None = None) -> Step:
+    """Builds the graph that measures `model` as it infers; its inputs are named as `training_step`'s."""
+    forward = _forward(model, loss, output, "evaluation/")
+    initial = {p.name or "": _array(p) for p in [*forward.parameters, *forward.statistics]}
+    return _finish(forward, {}, initial)
+
+
+def _array(parameter: ir.Value) -> np.ndarray:
+    assert parameter.const_value is not None
+    return np.array(parameter.const_value.numpy())
+
+
+def _finish(forward: _Forward, carried: dict[str, str], initial: dict[str, np.ndarray]) -> Step:
+    model = forward.model
+    for value in [*forward.parameters, *forward.statistics]:
+        value.const_value = None
+    model.ir_version = IR_VERSION
+    RemoveUnusedNodesPass()(model)
+    return Step(model, forward.loss, str(model.graph.inputs[0].name), str(forward.target.name), carried, initial)
