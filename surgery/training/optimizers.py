@@ -8,15 +8,18 @@ and projects onto the parameter's constraint.
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.marks import Constraint, Marks
 
-__all__ = ["Link", "Updating", "adam", "adam_scaling", "sgd", "trace", "update", "weight_decay"]
+__all__ = ["Adam", "Link", "Optimizer", "Sgd", "Updating", "chain", "update"]
 
 StateOf = Callable[[str], ir.Value]
 
@@ -84,19 +87,59 @@ def adam_scaling(beta1: float, beta2: float, epsilon: float) -> Link:
     return link
 
 
-def sgd(momentum: float = 0.0, nesterov: bool = False, decay: float = 0.0) -> list[Link]:
-    """Stochastic gradient descent."""
-    return [weight_decay(decay)] * bool(decay) + [trace(momentum, nesterov)] * bool(momentum)
+class _Optimizer(BaseModel):
+    """An optimizer's settings, as recipes have them, and the chain they stand for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    default_rate: ClassVar[float]
+
+    @abstractmethod
+    def links(self) -> list[Link]:
+        """The chain from the gradient to the update."""
 
 
-def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, decay: float = 0.0) -> list[Link]:
+class Sgd(_Optimizer):
+    """Stochastic gradient descent, with momentum (Polyak 1964) or Nesterov's."""
+
+    default_rate = 0.01
+    name: Literal["sgd"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Sgd:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+    def links(self) -> list[Link]:
+        return [trace(self.momentum, self.nesterov)] if self.momentum else []
+
+
+class Adam(_Optimizer):
     """Adam (Kingma and Ba 2015)."""
-    return [weight_decay(decay)] * bool(decay) + [adam_scaling(beta1, beta2, epsilon)]
+
+    default_rate = 0.001
+    name: Literal["adam"] = "adam"
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+    def links(self) -> list[Link]:
+        return [adam_scaling(self.beta1, self.beta2, self.epsilon)]
 
 
-def update(chain: Sequence[Link], u: Updating, gradient: ir.Value) -> ir.Value:
+Optimizer = Annotated[Sgd | Adam, Field(discriminator="name")]
+
+
+def chain(optimizer: Sgd | Adam, decay: float = 0.0) -> list[Link]:
+    """Returns the links of `optimizer`, after those of `decay` where that is not zero."""
+    return [*([weight_decay(decay)] if decay else []), *optimizer.links()]
+
+
+def update(links: Sequence[Link], u: Updating, gradient: ir.Value) -> ir.Value:
     """Emits the parameter's new value; `u.new_state` then holds its new state."""
-    for link in chain:
+    for link in links:
         gradient = link(u, gradient)
     rate = u.learning_rate
     if u.marks.learning_rate != 1.0:

@@ -1,0 +1,58 @@
+"""What a recipe's `train:` says: how long, with which optimizer, at which learning rates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from surgery.training.optimizers import Optimizer, Sgd
+from surgery.training.schedules import Constant, Schedule
+
+__all__ = ["TrainSettings"]
+
+
+def _by_name(value: Any) -> Any:
+    """``adam`` as a short form of ``{name: adam}``."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class TrainSettings(BaseModel):
+    """How to train; its fields are the keys of a recipe's `train:` section.
+
+    Attributes:
+        epochs: How often all examples are seen.
+        batch_size: Examples in a step; the last batch of an epoch may be smaller.
+        optimizer: A name, or a name with settings: ``adam``, ``{name: sgd, momentum: 0.9, nesterov: true}``.
+        learning_rate: At the start; by default the optimizer's usual one.
+        schedule: How the learning rate goes on: a name, or a name with settings: ``{name: step, every: 10}``.
+        weight_decay: L2 regularization, the gradient of ½·weight_decay·‖w‖²; each parameter's multiplier applies.
+        loss: ``auto`` goes by the network's last activation.
+        output: The output to train; needed where the model has several.
+        validation: The share of the examples that is split off to watch, where the data has no validation part.
+        keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
+        seed: Of the split, the order of the examples and dropout.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True)
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 32
+    optimizer: Annotated[Optimizer, BeforeValidator(_by_name)] = Field(default_factory=Sgd)
+    learning_rate: PositiveFloat | None = None
+    schedule: Annotated[Schedule, BeforeValidator(_by_name)] = Field(default_factory=Constant)
+    weight_decay: NonNegativeFloat = 0.0
+    loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mean_squared_error"] = "auto"
+    output: str | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    keep: Literal["best", "last"] = "best"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def initial_rate(self) -> float:
+        """The learning rate of the first step, the schedule aside."""
+        return self.optimizer.default_rate if self.learning_rate is None else self.learning_rate
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return self.initial_rate * self.schedule.factor(step / steps_per_epoch, self.epochs)
