@@ -14,7 +14,7 @@ import onnx_ir as ir
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 
-__all__ = ["Context", "backward", "fused_rule", "no_gradient", "rule"]
+__all__ = ["Context", "backward", "fused_rule", "no_gradient", "registered", "rule"]
 
 Gradients = Sequence[ir.Value | None]
 Rule = Callable[["Context"], Gradients]
@@ -52,6 +52,16 @@ def fused_rule(*op_types: str) -> Callable[[Rule], Rule]:
 def no_gradient(*op_types: str, inputs: Iterable[int] | None = None) -> None:
     """Registers operators whose derivative is zero or undefined everywhere that matters; `inputs`: for these only."""
     _stops.update(dict.fromkeys(op_types, None if inputs is None else frozenset(inputs)))
+
+
+def registered(*, fused: bool = False) -> frozenset[str]:
+    """The operators that have a rule; `fused`: one that uses the onnxruntime-training build's kernels."""
+    _load_rules()
+    return frozenset(_fused_rules if fused else _rules)
+
+
+def _load_rules() -> None:
+    from surgery.autodiff import rules as _  # noqa: F401  (importing registers them)
 
 
 class Context:
@@ -218,8 +228,7 @@ def backward(
     Raises:
         SurgeryError: An operator on the way has no rule; the message names it.
     """
-    from surgery.autodiff import rules as _  # noqa: F401  (registers the rules)
-
+    _load_rules()
     op = emitter or Emitter(graph, "grad/")
     wanted: set[ir.Value] = set(wrt)
     path: list[ir.Node] = []
