@@ -30,44 +30,9 @@ __all__ = ["BUILDER_IS_RIGHT", "Operator", "check", "gradients", "spread"]
 
 # What onnxruntime-training's own gradient builder was measured to get right.
 BUILDER_IS_RIGHT = frozenset(
-    [
-        "Add",
-        "AveragePool",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Conv",
-        "Div",
-        "Erf",
-        "Expand",
-        "Gather",
-        "GatherND",
-        "Gelu",
-        "Gemm",
-        "LeakyRelu",
-        "LogSoftmax",
-        "MatMul",
-        "Max",
-        "MaxPool",
-        "Min",
-        "Mul",
-        "Pad",
-        "Pow",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Sub",
-        "Tanh",
-        "Tile",
-        "Transpose",
-        "Where",
-    ]
+    "Add AveragePool Cast Clip Concat Conv Div Erf Expand Gather GatherND Gelu Gemm LeakyRelu LogSoftmax MatMul Max "  # noqa: SIM905
+    "MaxPool Min Mul Pad Pow ReduceL2 ReduceMean ReduceSum Relu Reshape Sigmoid Slice Softmax Split Sub Tanh Tile "
+    "Transpose Where".split()
 )
 
 Arrays = Sequence[np.ndarray | None]
