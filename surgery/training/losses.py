@@ -79,17 +79,31 @@ _PASSING = {"Identity", "Flatten", "Reshape", "Squeeze"}  # what may stand behin
 _OF_ACTIVATION = {"Softmax": "cross_entropy", "LogSoftmax": "cross_entropy", "Sigmoid": "binary_cross_entropy"}
 
 
-def strip_activation(graph: ir.Graph, output: ir.Value) -> str | None:
-    """Takes a Softmax, LogSoftmax or Sigmoid away from in front of `output`, which then gives logits.
+def _on_classes(node: ir.Node) -> bool:
+    """Whether a Softmax or LogSoftmax runs over axis 1."""
+    shape, axis = node.outputs[0].shape, node.attributes.get_int("axis", -1)
+    return axis == 1 or (shape is not None and axis + len(shape) == 1)
+
+
+def strip_activation(graph: ir.Graph, output: ir.Value, loss: str = "auto") -> str | None:
+    """Takes the Softmax, LogSoftmax or Sigmoid that `loss` is written for away from `output`, which then gives logits.
+
+    Args:
+        graph: The graph, edited in place.
+        output: One of its outputs.
+        loss: A name of `LOSSES`; ``auto`` takes any away.
 
     Returns:
-        The name of the loss that fits it, or None where there was none.
+        The name of the loss that fits what was taken away, or None where nothing was.
     """
     node = output.producer()
     while node is not None and node.op_type in _PASSING:
         source = node.inputs[0]
         node = source.producer() if source is not None and len(source.uses()) == 1 else None
-    if node is None or node.op_type not in _OF_ACTIVATION:
+    fitting = _OF_ACTIVATION.get(node.op_type) if node is not None else None
+    if node is None or fitting is None or loss not in ("auto", fitting):
+        return None
+    if fitting == "cross_entropy" and not _on_classes(node):
         return None
     logits = node.inputs[0]
     assert logits is not None
@@ -102,4 +116,4 @@ def strip_activation(graph: ir.Graph, output: ir.Value) -> str | None:
     else:
         node.outputs[0].replace_all_uses_with(logits)
     graph.remove(node, safe=True)
-    return _OF_ACTIVATION[node.op_type]
+    return fitting

@@ -62,30 +62,25 @@ class Training:
         """The current `OrtValue` of every parameter and state, by name."""
         return self._sets[self._turn]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Copies of the current parameters and state, by name."""
-        return {name: np.array(value.numpy()) for name, value in self.values.items()}
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the current parameters and running statistics, by name."""
+        return {name: np.array(self.values[name].numpy()) for name in self.step_graph.weights}
 
 
 class Evaluation:
-    """Drives an evaluation graph on the parameters that a `Training` holds, or on the model's own."""
+    """Drives an evaluation graph, on the present weights of a `Training` where its `changing` weights are inputs."""
 
     def __init__(self, step: Step, providers: list[str], training: Training | None = None) -> None:
         self.step_graph = step
         self.session = runtime.session(step.model, providers)
         self._training = training
-        self._own: dict[str, Any] = {}
-        if training is None:
-            device = "cuda" if providers[0].startswith("CUDA") else "cpu"
-            ort_value = runtime.load_runtime().OrtValue
-            self._own = {n: ort_value.ortvalue_from_numpy(np.array(a), device) for n, a in step.initial.items()}
 
     def run(self, examples: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
         """Returns the loss and metric of one batch."""
         binding = self.session.io_binding()
-        values = self._training.values if self._training else self._own
-        for name in self.step_graph.initial:
-            binding.bind_ortvalue_input(name, values[name])
+        if self._training is not None:
+            for name in self.step_graph.weights:
+                binding.bind_ortvalue_input(name, self._training.values[name])
         binding.bind_cpu_input(self.step_graph.batch, examples)
         binding.bind_cpu_input(self.step_graph.target, targets)
         for output in self.session.get_outputs():

@@ -38,9 +38,14 @@ class TrainSettings(BaseModel):
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
-    optimizer: Annotated[Optimizer, BeforeValidator(_by_name)] = Field(default_factory=Sgd)
+    optimizer: Annotated[
+        Optimizer, BeforeValidator(_by_name, json_schema_input_type=Literal["sgd", "adam"] | Optimizer)
+    ] = Field(default_factory=Sgd)
     learning_rate: PositiveFloat | None = None
-    schedule: Annotated[Schedule, BeforeValidator(_by_name)] = Field(default_factory=Constant)
+    schedule: Annotated[
+        Schedule,
+        BeforeValidator(_by_name, json_schema_input_type=Literal["constant", "polynomial", "cosine"] | Schedule),
+    ] = Field(default_factory=Constant)
     weight_decay: NonNegativeFloat = 0.0
     loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mean_squared_error"] = "auto"
     output: str | None = None

@@ -35,17 +35,21 @@ class Step:
         loss: What is minimized.
         batch: The names of the inputs that take examples.
         target: The name of the input that takes targets.
+        units: The dimensions of one prediction, the batch's left out.
         carried: Which input each output feeds in the next step: parameters, running statistics and optimizer state;
             empty for an evaluation.
         initial: The first value of every carried input.
+        weights: Which of them belong to the model: parameters and running statistics.
     """
 
     model: ir.Model
     loss: Loss
     batch: str
     target: str
+    units: tuple[int | None, ...]
     carried: dict[str, str]
     initial: dict[str, np.ndarray]
+    weights: list[str]
 
 
 def trainable_parameters(model: ir.Model) -> list[ir.Value]:
@@ -54,14 +58,22 @@ def trainable_parameters(model: ir.Model) -> list[ir.Value]:
     Raises:
         SurgeryError: There are none.
     """
-    found: dict[str, ir.Value] = {}
-    for layer in layers(model):
-        for role, parameter in layer.parameters.items():
-            if role not in STATISTICS and marks(parameter).trainable and marks(parameter).learning_rate != 0:
-                found[parameter.name or ""] = parameter
+    found = [p for p in _parameters(model, statistics=False) if marks(p).learning_rate != 0]
     if not found:
         raise SurgeryError("every parameter is frozen: there is nothing to train; unfreeze a layer or replace the head")
-    return list(found.values())
+    return found
+
+
+def _parameters(model: ir.Model, statistics: bool) -> list[ir.Value]:
+    """The running statistics, or the other parameters, that are not frozen; each once."""
+    return list(
+        dict.fromkeys(
+            parameter
+            for layer in layers(model)
+            for role, parameter in layer.parameters.items()
+            if (role in STATISTICS) == statistics and marks(parameter).trainable
+        )
+    )
 
 
 @dataclasses.dataclass
@@ -69,6 +81,7 @@ class _Forward:
     model: ir.Model
     op: Emitter
     loss: Loss
+    units: tuple[int | None, ...]
     cost: ir.Value
     metric: ir.Value
     target: ir.Value
@@ -76,27 +89,25 @@ class _Forward:
     statistics: list[ir.Value]
 
 
-def _forward(model: ir.Model, loss: str, output: str | None, prefix: str) -> _Forward:
-    """Copies `model`, turns what training changes into inputs, and writes the loss behind its logits."""
+def _forward(model: ir.Model, loss: str, output: str | None, prefix: str, changing: bool) -> _Forward:
+    """Copies `model` and writes the loss behind its logits; with `changing`, what training changes becomes inputs."""
     model = model.clone()
     InlinePass()(model)
     graph = model.graph
     end = find_output(model, output)
     index = list(graph.outputs).index(end)
-    fitting = strip_activation(graph, end)
+    fitting = strip_activation(graph, end, loss)
     name = fitting or "mean_squared_error" if loss == "auto" else loss
     chosen = LOSSES[name]
     if len(graph.inputs) != 1:
         names = ", ".join(str(i.name) for i in graph.inputs)
         raise SurgeryError(f"training takes one input so far; the model has {len(graph.inputs)} ({names})")
-    parameters = trainable_parameters(model)
-    statistics = [
-        p for layer in layers(model) for r, p in layer.parameters.items() if r in STATISTICS and marks(p).trainable
-    ]
     _free_batch(graph)
     graph.outputs[:] = [graph.outputs[index]]
     RemoveUnusedNodesPass()(model)
     infer_shapes(model)
+    parameters = trainable_parameters(model) if changing else []
+    statistics = _parameters(model, statistics=True) if changing else []
     for value in [*parameters, *statistics]:
         graph.initializers.pop(value.name or "", None)
         graph.inputs.append(value)
@@ -104,6 +115,12 @@ def _forward(model: ir.Model, loss: str, output: str | None, prefix: str) -> _Fo
     logits = graph.outputs[0]
     if chosen.name == "cross_entropy" and logits.shape is not None and len(logits.shape) > 2:
         logits = _flat(op, logits)
+    if logits.shape is None or not len(logits.shape) or isinstance(logits.shape[0], int):
+        raise SurgeryError(
+            f"the output {end.name!r} has shape {logits.shape} whatever the batch: the network was exported for one "
+            "batch size; export it with a dynamic batch dimension"
+        )
+    units = tuple(d if isinstance(d, int) else None for d in logits.shape[1:])
     shape = ir.Shape(["batch"]) if chosen.target == ir.DataType.INT64 else logits.shape
     target = ir.val("target", chosen.target, shape)
     graph.inputs.append(target)
@@ -111,7 +128,7 @@ def _forward(model: ir.Model, loss: str, output: str | None, prefix: str) -> _Fo
     for value in (cost, metric):
         value.shape, value.dtype = ir.Shape(()), ir.DataType.FLOAT
     graph.outputs[:] = [cost, metric]
-    return _Forward(model, op, chosen, cost, metric, target, parameters, statistics)
+    return _Forward(model, op, chosen, units, cost, metric, target, parameters, statistics)
 
 
 def _flat(op: Emitter, logits: ir.Value) -> ir.Value:
@@ -168,7 +185,7 @@ def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
 
 def training_step(
     model: ir.Model,
-    chain: Sequence[Link],
+    links: Sequence[Link],
     *,
     loss: str = "auto",
     output: str | None = None,
@@ -179,7 +196,7 @@ def training_step(
 
     Args:
         model: A model with marks.
-        chain: The optimizer, from `surgery.training.optimizers`.
+        links: The optimizer, from `surgery.training.optimizers.chain`.
         loss: A name of `losses.LOSSES`; ``auto`` goes by the last activation.
         output: The output to train; needed where there are several.
         fused: Use the kernels of the onnxruntime-training build.
@@ -188,10 +205,10 @@ def training_step(
     Raises:
         SurgeryError: Nothing is trainable, or an operator on the way has no gradient.
     """
-    forward = _forward(model, loss, output, "step/")
+    forward = _forward(model, loss, output, "step/", changing=True)
     graph, op = forward.model.graph, forward.op
     new = _training_mode(forward, seed)
-    initial = {p.name or "": _array(p) for p in [*forward.parameters, *forward.statistics]}
+    states: dict[str, np.ndarray] = {}
     rate = ir.val("learning_rate", ir.DataType.FLOAT, ())
     count = ir.val("step", ir.DataType.FLOAT, ())
     graph.inputs.append(rate)
@@ -202,22 +219,24 @@ def training_step(
 
     for parameter in forward.parameters:
         if parameter not in gradients:
-            raise SurgeryError(f"the output does not depend on parameter {parameter.name!r}; freeze its layer")
+            raise SurgeryError(
+                f"no gradient reaches parameter {parameter.name!r}: the operators behind it have none; freeze its layer"
+            )
 
         def state(slot: str, parameter: ir.Value = parameter) -> ir.Value:
             name = f"{parameter.name}/{slot}"
             value = ir.val(name, parameter.dtype, parameter.shape)
             graph.inputs.append(value)
-            initial[name] = np.zeros_like(initial[parameter.name or ""])
+            states[name] = np.zeros_like(_array(parameter))
             return value
 
         u = Updating(op, parameter, marks(parameter), rate, next_count, state)
-        new[parameter.name or ""] = update(chain, u, gradients[parameter])
+        new[parameter.name or ""] = update(links, u, gradients[parameter])
         new.update({f"{parameter.name}/{slot}": value for slot, value in u.new_state.items()})
         counted = counted or bool(next_count.uses())
     if counted:
         graph.inputs.append(count)
-        initial["step"] = np.zeros((), np.float32)
+        states["step"] = np.zeros((), np.float32)
         new["step"] = next_count
 
     carried = {}
@@ -226,14 +245,19 @@ def training_step(
         value.shape, value.type = before[name].shape, before[name].type
         graph.outputs.append(value)
         carried[name] = value.name or ""
-    return _finish(forward, carried, initial)
+    return _finish(forward, carried, states)
 
 
-def evaluation_step(model: ir.Model, *, loss: str = "auto", output: str | None = None) -> Step:
-    """Builds the graph that measures `model` as it infers; its inputs are named as `training_step`'s."""
-    forward = _forward(model, loss, output, "evaluation/")
-    initial = {p.name or "": _array(p) for p in [*forward.parameters, *forward.statistics]}
-    return _finish(forward, {}, initial)
+def evaluation_step(model: ir.Model, *, loss: str = "auto", output: str | None = None, changing: bool = False) -> Step:
+    """Builds the graph that measures `model` as it infers; its inputs are named as `training_step`'s.
+
+    Args:
+        model: The model.
+        loss: A name of `losses.LOSSES`; ``auto`` goes by the last activation.
+        output: The output to measure; needed where there are several.
+        changing: Take what training changes as inputs, to measure a training's present weights.
+    """
+    return _finish(_forward(model, loss, output, "evaluation/", changing), {}, {})
 
 
 def _array(parameter: ir.Value) -> np.ndarray:
@@ -241,10 +265,21 @@ def _array(parameter: ir.Value) -> np.ndarray:
     return np.array(parameter.const_value.numpy())
 
 
-def _finish(forward: _Forward, carried: dict[str, str], initial: dict[str, np.ndarray]) -> Step:
+def _finish(forward: _Forward, carried: dict[str, str], states: dict[str, np.ndarray]) -> Step:
     model = forward.model
-    for value in [*forward.parameters, *forward.statistics]:
+    weights = [*forward.parameters, *forward.statistics]
+    initial = {p.name or "": _array(p) for p in weights} | states
+    for value in weights:
         value.const_value = None
     model.ir_version = IR_VERSION
     RemoveUnusedNodesPass()(model)
-    return Step(model, forward.loss, str(model.graph.inputs[0].name), str(forward.target.name), carried, initial)
+    return Step(
+        model,
+        forward.loss,
+        str(model.graph.inputs[0].name),
+        str(forward.target.name),
+        forward.units,
+        carried,
+        initial,
+        [p.name or "" for p in weights],
+    )

@@ -1,0 +1,293 @@
+"""The training loop: epochs of steps, validation after each, the best weights kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery import runtime
+from surgery.data.dataset import Dataset
+from surgery.errors import SurgeryError
+from surgery.training.callbacks import Callback, Plan
+from surgery.training.history import History, Record
+from surgery.training.optimizers import chain
+from surgery.training.runner import Evaluation, Training
+from surgery.training.settings import TrainSettings
+from surgery.training.step import Step, evaluation_step, training_step
+
+__all__ = ["Scores", "Trained", "evaluate", "predict", "train"]
+
+Ending = Literal["finished", "interrupted", "diverged"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What `train` returns.
+
+    Attributes:
+        model: The trained model, for inference, its marks kept.
+        history: A record for each finished epoch.
+        kept_epoch: The epoch whose weights the model has; 0 for those it came with.
+        ending: ``finished``; ``interrupted`` (Ctrl-C); or ``diverged`` (a loss that is not a number).
+        message: Where and why it ended early; empty when it finished.
+    """
+
+    model: ir.Model
+    history: History
+    kept_epoch: int
+    ending: Ending = "finished"
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What `evaluate` returns: the mean loss over the examples, the metric and its name, and how many there were."""
+
+    loss: float
+    metric: str
+    value: float
+    examples: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The scores by name."""
+        return {"loss": self.loss, self.metric: self.value, "examples": self.examples}
+
+
+class _Diverged(Exception):
+    """A loss is not a finite number."""
+
+
+def train(
+    model: ir.Model,
+    data: Dataset,
+    settings: TrainSettings | None = None,
+    *,
+    validation: Dataset | None = None,
+    device: runtime.Device = "auto",
+    callbacks: Sequence[Callback] = (),
+    **changes: Any,
+) -> Trained:
+    """Fine-tunes `model`, which is left as it is.
+
+    Args:
+        model: A model with marks.
+        data: What to train on.
+        settings: How to train.
+        validation: What to watch; by default the share of `data` that the settings say.
+        device: Where to run; ``auto`` takes CUDA where it starts.
+        callbacks: What to tell how it goes.
+        **changes: Fields of `TrainSettings` that differ from `settings`, such as ``epochs=20``.
+
+    Returns:
+        The trained model and its history. Ctrl-C and a loss that is not a number end the training early; the model
+        then has the best weights so far.
+
+    Raises:
+        SurgeryError: The data do not fit the model, nothing is trainable, or an operator has no gradient.
+    """
+    settings = TrainSettings(**{**(settings or TrainSettings()).model_dump(), **changes})
+    providers = runtime.providers(device)
+    step = training_step(
+        model,
+        chain(settings.optimizer, settings.weight_decay),
+        loss=settings.loss,
+        output=settings.output,
+        fused=runtime.has_training_kernels(),
+        seed=settings.seed,
+    )
+    if validation is None and settings.validation:
+        data, validation = data.split(settings.validation, settings.seed)
+        if not len(validation) or not len(data):
+            raise SurgeryError(
+                f"a validation share of {settings.validation:g} leaves {len(data)} examples to train on and "
+                f"{len(validation)} to watch; change it or bring more data"
+            )
+    data = _fit(data, step)
+    training = Training(step, providers)
+    watch = None
+    if validation is not None:
+        validation = _fit(validation, step)
+        graph = evaluation_step(model, loss=settings.loss, output=settings.output, changing=True)
+        watch = Evaluation(graph, providers, training)
+    run = _Run(settings, data, validation, training, watch, callbacks)
+    ending, message = run.all_epochs()
+    return Trained(_with_weights(model, run.best), run.history, run.best_epoch, ending, message)
+
+
+class _Run:
+    """One training: the loop and the weights that are worth keeping."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        data: Dataset,
+        validation: Dataset | None,
+        training: Training,
+        watch: Evaluation | None,
+        callbacks: Iterable[Callback],
+    ) -> None:
+        self.settings, self.data, self.validation = settings, data, validation
+        self.training, self.watch, self.callbacks = training, watch, list(callbacks)
+        self.history: History = []
+        self.best = training.weights()
+        self.best_epoch = 0
+        self._best_loss = math.inf
+        self._steps = -(-len(data) // settings.batch_size)
+        self._shuffle = np.random.default_rng(settings.seed)
+        self._metric = training.step_graph.loss.metric
+
+    def all_epochs(self) -> tuple[Ending, str]:
+        """Trains; returns how it ended and what to tell about it."""
+        step = self.training.step_graph
+        plan = Plan(
+            self.settings.epochs,
+            self._steps,
+            len(self.data),
+            len(self.validation or ()),
+            sum(step.initial[name].size for name in step.weights),
+            step.loss.name,
+            self._metric,
+            self.training.device,
+        )
+        epoch = 0
+        ending: tuple[Ending, str] = "finished", ""
+        try:
+            for callback in self.callbacks:
+                callback.on_train_begin(plan)
+            for epoch in range(1, self.settings.epochs + 1):
+                self._finish_epoch(self._one_epoch(epoch))
+        except KeyboardInterrupt:
+            ending = "interrupted", f"interrupted in epoch {epoch}; the weights are those of epoch {self.best_epoch}"
+        except _Diverged as error:
+            ending = "diverged", f"{error}; the weights are those of epoch {self.best_epoch}, lower the learning rate"
+        finally:
+            for callback in self.callbacks:
+                callback.on_train_end()
+        return ending
+
+    def _one_epoch(self, epoch: int) -> Record:
+        start = time.perf_counter()
+        total = np.zeros(2)
+        rate = 0.0
+        batches = self.data.batches(self.settings.batch_size, self._shuffle)
+        for index, (examples, targets) in enumerate(batches):
+            rate = self.settings.rate((epoch - 1) * self._steps + index, self._steps)
+            loss, metric = self.training.run(examples, targets, rate)
+            if not math.isfinite(loss):
+                raise _Diverged(f"the loss became {loss} at step {index + 1} of epoch {epoch}")
+            total += np.array([loss, metric]) * len(targets)
+            for callback in self.callbacks:
+                callback.on_step_end(epoch, index + 1, loss)
+        loss, metric = (total / len(self.data)).tolist()
+        record: dict[str, Any] = {"epoch": epoch, "loss": loss, self._metric: metric}
+        if self.watch is not None and self.validation is not None:
+            scores = _measure(self.watch, self.validation, self.settings.batch_size)
+            if not math.isfinite(scores.loss):
+                raise _Diverged(f"the validation loss became {scores.loss} after epoch {epoch}")
+            record |= {"val_loss": scores.loss, f"val_{self._metric}": scores.value}
+        record |= {"learning_rate": rate, "seconds": round(time.perf_counter() - start, 4)}
+        return record  # type: ignore[return-value]
+
+    def _finish_epoch(self, record: Record) -> None:
+        self.history.append(record)
+        watched = record.get("val_loss") if self.settings.keep == "best" else None
+        if watched is None or watched < self._best_loss:
+            weights = self.training.weights()
+            if not all(np.isfinite(array).all() for array in weights.values()):
+                raise _Diverged(f"a weight became infinite in epoch {record['epoch']}")
+            self.best, self.best_epoch, self._best_loss = weights, record["epoch"], watched or 0.0
+        for callback in self.callbacks:
+            callback.on_epoch_end(record)
+
+
+def _with_weights(model: ir.Model, weights: dict[str, np.ndarray]) -> ir.Model:
+    """A copy of `model` with other weights."""
+    model = model.clone()
+    for name, array in weights.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    return model
+
+
+def _fit(data: Dataset, step: Step) -> Dataset:
+    """`data` with its targets as `step` takes them.
+
+    Raises:
+        SurgeryError: They do not fit: class numbers out of range, other dimensions, numbers that are not finite.
+    """
+    targets = data.targets
+    name = f"output of {'×'.join('?' if u is None else str(u) for u in step.units) or '1'} units"
+    if step.loss.target == ir.DataType.INT64:
+        if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+            raise SurgeryError(
+                f"{step.loss.name} needs class numbers, one for each example; the targets are {targets.dtype} "
+                f"{list(targets.shape)}"
+            )
+        classes = step.units[0] or 0
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= classes:
+            raise SurgeryError(
+                f"the labels go from {low} to {high}, but the {name} takes 0 to {classes - 1}; number them from 0, or "
+                f"give the network a head for them (replace_head: {{units: {high + 1}}})"
+            )
+        return data
+    targets = targets.astype(np.float32)
+    if not np.isfinite(targets).all():
+        raise SurgeryError("some targets are not finite numbers; leave those examples out")
+    known = [u for u in step.units if u is not None]
+    if len(known) == len(step.units) and targets.size == len(data) * math.prod(known):
+        targets = targets.reshape(len(data), *known)
+    elif targets.ndim != len(step.units) + 1:
+        raise SurgeryError(f"targets of shape {list(targets.shape[1:])} do not fit the {name}")
+    return dataclasses.replace(data, targets=targets)
+
+
+def _measure(evaluation: Evaluation, data: Dataset, batch_size: int) -> Scores:
+    total = np.zeros(2)
+    for examples, targets in data.batches(batch_size):
+        total += np.array(evaluation.run(examples, targets)) * len(targets)
+    loss, value = (total / len(data)).tolist()
+    return Scores(loss, evaluation.step_graph.loss.metric, value, len(data))
+
+
+def evaluate(
+    model: ir.Model,
+    data: Dataset,
+    *,
+    loss: str = "auto",
+    output: str | None = None,
+    batch_size: int = 64,
+    device: runtime.Device = "auto",
+) -> Scores:
+    """Measures `model` on `data`, as it infers.
+
+    Raises:
+        SurgeryError: The data do not fit the model.
+    """
+    step = evaluation_step(model, loss=loss, output=output)
+    return _measure(Evaluation(step, runtime.providers(device)), _fit(data, step), batch_size)
+
+
+def predict(
+    model: ir.Model, data: Dataset | np.ndarray, *, batch_size: int = 64, device: runtime.Device = "auto"
+) -> np.ndarray:
+    """Returns the first output of `model` for each example.
+
+    Args:
+        model: The model.
+        data: A data set, or an array as `surgery.data.preparer` takes them.
+        batch_size: Examples at a time.
+        device: Where to run.
+    """
+    from surgery.data import from_arrays, input_spec
+
+    if not isinstance(data, Dataset):
+        data = from_arrays(data, np.zeros(len(data), np.int64), input_spec(model))
+    session = runtime.session(model, runtime.providers(device))
+    names = [str(model.graph.outputs[0].name)], str(model.graph.inputs[0].name)
+    return np.concatenate([session.run(names[0], {names[1]: x})[0] for x, _ in data.batches(batch_size)])
