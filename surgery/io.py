@@ -4,73 +4,130 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitializersFromInputsPass
 
 from surgery.errors import SurgeryError
 
-__all__ = ["IR_VERSION", "MAX_OPSET", "infer_shapes", "load", "replacing", "save"]
+__all__ = ["IR_VERSION", "MAX_OPSET", "MIN_OPSET", "infer_shapes", "load", "replacing", "save"]
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads, and the oldest with metadata on every part
 MAX_OPSET = 21  # likewise
+MIN_OPSET = 7  # the oldest that ONNX Runtime reads
 _PROTOBUF_LIMIT = 2**31 - 1
+_GRAPH_ROOM = 2**24  # bytes; what a model file holds besides its weights
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
+_INFERENCE_THRESHOLD = 1024  # bytes; shape inference looks at the contents of smaller tensors only
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
     """Loads an ONNX model; weights in external files stay there, memory-mapped.
 
+    Weights become plain initializers, also where the file has them as graph inputs (as IR version 3 demands) or as
+    Constant operators. Every operator gets a name, and shapes are inferred where the file has none.
+
     Raises:
-        SurgeryError: The file is missing, empty, truncated, not ONNX, or of an operator set newer than `MAX_OPSET`.
+        SurgeryError: The file is missing, empty, truncated, not ONNX, or of an operator set outside `MIN_OPSET` to
+            `MAX_OPSET`; or its weights are missing, too short, or outside the model's folder.
     """
     path = Path(path)
-    if not path.exists():
-        raise SurgeryError(f"{path}: no such file")
     if path.is_dir():
         raise SurgeryError(f"{path}: is a folder; name the .onnx file in it")
+    if not path.exists():
+        raise SurgeryError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise SurgeryError(f"{path}: is empty; export or copy the model again")
     try:
         model = ir.load(path, format="protobuf")
-    except (DecodeError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except OSError as error:
+        raise SurgeryError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise SurgeryError(f"{path}: is not a readable ONNX file, or is truncated ({_first_line(error)})") from error
     if not len(model.graph) and not model.graph.outputs:
         raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
-    opset = model.opset_imports.get("", 0)
+    _check_opset(model, path)
+    _check_external_data(model, path)
+    RemoveInitializersFromInputsPass()(model)
+    LiftConstantsToInitializersPass(size_limit=0)(model)
+    _name_nodes(model)
+    if any(o.dtype is None for node in model.graph for o in node.outputs if o.uses() or o.is_graph_output()):
+        with contextlib.suppress(SurgeryError):  # what the file says otherwise is as good as without
+            infer_shapes(model)
+    return model
+
+
+def _check_opset(model: ir.Model, path: Path) -> None:
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if opset > MAX_OPSET:
         raise SurgeryError(
             f"{path}: uses operator set {opset}, newer than {MAX_OPSET}, the last one every supported runtime reads; "
             f"export it with opset {MAX_OPSET} or lower"
         )
-    _check_external_data(model, path)
-    for node in model.graph:  # layers and selectors go by name, so every node has one
+    if opset < MIN_OPSET and any(node.domain in ("", "ai.onnx") for node in model.graph):
+        raise SurgeryError(
+            f"{path}: uses operator set {opset}; {MIN_OPSET} is the oldest that ONNX Runtime reads; export it anew or "
+            "raise it with onnx.version_converter"
+        )
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Names the operators that have no name by their first output: layers and selectors go by name."""
+    for node in model.graph:
         if not node.name:
-            node.name = node.outputs[0].name if node.outputs else node.op_type
-    return model
+            node.name = next((o.name for o in node.outputs if o.name), node.op_type)
+
+
+def _weights(model: ir.Model) -> list[ir.Value]:
+    """The initializers of `model` that hold something, those of subgraphs included."""
+    return [v for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None]
 
 
 def _check_external_data(model: ir.Model, path: Path) -> None:
     folder = path.parent.resolve()
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        where = (folder / tensor.location).resolve()
-        if not where.is_relative_to(folder):
-            raise SurgeryError(f"{path}: weight {value.name!r} points outside the model's folder ({tensor.location})")
-        if not where.exists():
-            raise SurgeryError(f"{path}: weight file {tensor.location} is missing; copy it next to the model")
-        end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-        if end > where.stat().st_size:
-            raise SurgeryError(f"{path}: weight file {tensor.location} is too short for {value.name!r}; copy it again")
+    for graph in model.graphs():
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    _check_external_tensor(attribute.value, folder, path)
+    for value in _weights(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_external_tensor(value.const_value, folder, path)
+
+
+def _check_external_tensor(tensor: ir.ExternalTensor, folder: Path, path: Path) -> None:
+    """Refuses what could read another file than the model's own, or past its end."""
+    location = os.fspath(tensor.location)
+    if "\0" in location or not location:
+        raise SurgeryError(f"{path}: weight {tensor.name!r} has no valid file name ({location!r})")
+    where = (folder / location).resolve()
+    if not where.is_relative_to(folder):
+        raise SurgeryError(f"{path}: weight {tensor.name!r} points outside the model's folder ({location})")
+    if not where.exists():
+        raise SurgeryError(f"{path}: weight file {location} is missing; copy it next to the model")
+    if not where.is_file():
+        raise SurgeryError(f"{path}: weight file {location} is not a file")
+    size = tensor.nbytes
+    offset = tensor.offset or 0
+    if offset < 0 or (tensor.length or size) != size:
+        raise SurgeryError(
+            f"{path}: weight {tensor.name!r} of {size} bytes is said to be {tensor.length} bytes at {offset}; "
+            "export the model again"
+        )
+    if offset + size > where.stat().st_size:
+        raise SurgeryError(f"{path}: weight file {location} is too short for {tensor.name!r}; copy it again")
 
 
 def _first_line(error: BaseException) -> str:
+    """What went wrong at the bottom: onnx-ir wraps an error once for every level of the file."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -111,45 +168,46 @@ def _mode(path: Path) -> int:
 def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Saves `model` as IR version 10; weights that were in external files, or are too big for one file, go to one.
 
-    External weights already in the folder of `path` and untouched are referred to, not copied.
+    External weights already in the folder of `path` are referred to, not copied. Where weights are written to a file
+    of their own (``<path>.data``), `model` refers to that file afterwards.
 
     Raises:
         SurgeryError: The file cannot be written. What was there before is left as it was.
     """
     path = Path(path)
     model.ir_version = IR_VERSION
-    weights = [v for v in model.graph.initializers.values() if v.const_value is not None]
-    originals = [v.const_value for v in weights]
-    external = [t for t in originals if isinstance(t, ir.ExternalTensor)]
-    elsewhere = [t for t in external if not _in_folder(t, path.parent)]
-    inline = sum(t.nbytes for t in originals if t is not None and not isinstance(t, ir.ExternalTensor))
-    move = bool(elsewhere) or inline > _PROTOBUF_LIMIT - 2**24
-    with contextlib.ExitStack() as stack:
-        if move:
-            data = path.parent / f"{path.name}.data"
-            with replacing(data) as temporary:
-                moved = ir.external_data.convert_tensors_to_external(
-                    [t for t in originals if t is not None and t.nbytes >= _EXTERNAL_THRESHOLD],
-                    temporary.parent,
-                    temporary.name,
-                )
-            names = iter(moved)
-            for value, tensor in zip(weights, originals, strict=True):
-                if tensor is not None and tensor.nbytes >= _EXTERNAL_THRESHOLD:
-                    new = next(names)
-                    assert isinstance(new, ir.ExternalTensor)
-                    value.const_value = ir.ExternalTensor(
-                        data.name,
-                        new.offset,
-                        new.length,
-                        new.dtype,
-                        shape=new.shape,
-                        name=new.name,
-                        base_dir=path.parent,
-                    )
-            stack.callback(_restore, weights, originals)
-        with replacing(path) as temporary:
+    weights = _weights(model)
+    before = [v.const_value for v in weights]
+    inline = sum(v.nbytes for v in before if v is not None and not isinstance(v, ir.ExternalTensor))
+    elsewhere = any(isinstance(v, ir.ExternalTensor) and not _in_folder(v, path.parent) for v in before)
+    try:
+        with contextlib.ExitStack() as stack:
+            if elsewhere or inline > _PROTOBUF_LIMIT - _GRAPH_ROOM:
+                data = path.with_name(f"{path.name}.data")
+                temporary = stack.enter_context(replacing(data))
+                _externalize(weights, temporary, data)
+            temporary = stack.enter_context(replacing(path))
             onnx.save(ir.to_proto(model), temporary, format="protobuf")
+    except (EncodeError, ValueError) as error:
+        _restore(weights, before)
+        raise SurgeryError(f"{path}: the model cannot be written ({_first_line(error)})") from error
+    except BaseException:
+        _restore(weights, before)
+        raise
+
+
+def _externalize(weights: list[ir.Value], temporary: Path, data: Path) -> None:
+    """Writes the big weights to `temporary`, and makes them refer to `data`, which it is to become."""
+    big = [v for v in weights if v.const_value is not None and v.const_value.nbytes >= _EXTERNAL_THRESHOLD]
+    tensors = [v.const_value for v in big if v.const_value is not None]
+    for tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == data.resolve():
+            tensor.numpy()  # maps the old file, which others may go on using when the new one has its name
+    written = ir.external_data.convert_tensors_to_external(tensors, temporary.parent, temporary.name)
+    for value, new in zip(big, written, strict=True):
+        value.const_value = ir.ExternalTensor(
+            data.name, new.offset, new.length, new.dtype, shape=new.shape, name=new.name, base_dir=data.parent
+        )
 
 
 def _in_folder(tensor: ir.ExternalTensor, folder: Path) -> bool:
@@ -165,8 +223,31 @@ def infer_shapes(model: ir.Model) -> None:
     """Infers the shape and type of every value of `model`, in place.
 
     Raises:
-        SurgeryError: The graph is inconsistent; the message names the node.
+        SurgeryError: The graph is inconsistent; the message names the operator.
     """
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    weights = _weights(model)
+    before = [v.const_value for v in weights]
+    try:
+        for value, tensor in zip(weights, before, strict=True):
+            assert tensor is not None
+            if tensor.nbytes > _INFERENCE_THRESHOLD:  # its shape is enough, and protobuf's limit is 2 GB
+                value.const_value = ir.ExternalTensor(
+                    "-", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+                )
+        proto = ir.to_proto(model)
+    finally:
+        _restore(weights, before)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = re.sub(r"\[\w+Error\] |Inference error\(s\): ", "", lines[0]) if lines else type(error).__name__
+        raise SurgeryError(f"the graph is inconsistent: {reason}") from error
+    for graph, found in zip(model.graphs(), ir.from_proto(inferred).graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(found)
+        for name, value in ir.convenience.create_value_mapping(graph).items():
+            other = known.get(name)
+            if other is not None and other.type is not None:
+                value.type = other.type
+            if other is not None and other.shape is not None:
+                value.shape = other.shape
