@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from surgery.autodiff.opset import raise_opset
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 
@@ -229,6 +230,7 @@ def backward(
         SurgeryError: An operator on the way has no rule; the message names it.
     """
     _load_rules()
+    raise_opset(graph)
     op = emitter or Emitter(graph, "grad/")
     wanted: set[ir.Value] = set(wrt)
     path: list[ir.Node] = []
