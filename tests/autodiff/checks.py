@@ -133,12 +133,13 @@ def gradients(
     model = operator.model(dtype)
     graph = model.graph
     inputs = {v.name: v for v in graph.inputs}
-    targets = {}
+    targets, seeds = {}, {}
     for index in cotangents:
         output = graph.outputs[index]
         seed = ir.val(f"dy{index}", output.dtype, output.shape)
         graph.inputs.append(seed)
         targets[output] = seed
+        seeds[f"dy{index}"] = cotangents[index].astype((output.dtype or ir.DataType.FLOAT).numpy())
     wrt = {i: inputs[f"x{i}"] for i in operator.differentiated()}
     found = backward(graph, targets, list(wrt.values()), fused=fused)
     missing = [v.name for v in wrt.values() if v not in found]
@@ -150,7 +151,6 @@ def gradients(
     for output, value in zip(graph.outputs, wrt.values(), strict=True):
         output.shape, output.dtype = value.shape, value.dtype
     session = runtime.session(model, ["CPUExecutionProvider"], threads=1)
-    seeds = {f"dy{i}": _as(c, dtype) for i, c in cotangents.items()}
     results = dict(zip(wrt, session.run(None, operator.feeds(dtype) | seeds), strict=True))
     for index, result in results.items():
         expected = operator.inputs[index]
@@ -277,7 +277,7 @@ def _check_differences(
             raise
 
     def f(index: int, moved: np.ndarray) -> np.float64:
-        outputs = forward([moved if i == index else x for i, x in enumerate(operator.inputs)])
+        outputs = forward([np.asarray(moved) if i == index else x for i, x in enumerate(operator.inputs)])
         return np.float64(sum(np.vdot(c.astype(np.float64), outputs[i]) for i, c in cotangents.items()))
 
     for index, gradient in found.items():
@@ -286,7 +286,8 @@ def _check_differences(
         x = array.astype(np.float64)
         for _ in range(3):
             v = rng.uniform(-1, 1, x.shape)
-            numeric = (f(index, x + h * v) - f(index, x - h * v)) / (2 * h)
+            up, down = np.asarray(x + h * v), np.asarray(x - h * v)
+            numeric = (f(index, up) - f(index, down)) / (2 * h)
             scale = np.linalg.norm(gradient) * np.linalg.norm(v) + np.sqrt(sum(c.size for c in cotangents.values()))
             miss = abs(np.vdot(gradient, v) - numeric)
             assert miss <= tolerance * scale, (
