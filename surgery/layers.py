@@ -83,7 +83,7 @@ class Layer:
     @property
     def trainable(self) -> bool:
         """Whether training may change any of its parameters (statistics aside)."""
-        return any(marks(p).trainable for role, p in self.parameters.items() if role not in STATISTICS)
+        return any(not marks(p).frozen for role, p in self.parameters.items() if role not in STATISTICS)
 
     def __repr__(self) -> str:
         return f"Layer({self.index}, {self.name!r}, {self.op_type})"

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from surgery.errors import SurgeryError
 
@@ -64,6 +67,11 @@ class Marks:
     decay: float = 1.0
     constraint: Constraint | None = None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether training leaves it as it is: not trainable, or with a learning rate of zero."""
+        return not self.trainable or self.learning_rate == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -78,6 +86,8 @@ class Preprocessing:
         std: Divided by, last; one number, or one per channel in `color` order.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     color: Literal["rgb", "bgr", "gray"] = "rgb"
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     size: tuple[int, int] | None = None
@@ -87,27 +97,55 @@ class Preprocessing:
 
 
 def marks(parameter: ir.Value) -> Marks:
-    """Reads the marks of `parameter` (an initializer); the defaults where there are none."""
-    props = parameter.metadata_props
+    """Reads the marks of `parameter` (an initializer); the defaults where there are none.
+
+    Raises:
+        SurgeryError: A mark is not one that `set_marks` writes.
+    """
     found: dict[str, Any] = {}
-    try:
-        for field in dataclasses.fields(Marks):
-            text = props.get(_PREFIX + field.name)
-            if text is None:
-                continue
-            data = json.loads(text)
-            if field.name == "constraint" and data is not None:
-                data = Constraint(data["type"], float(data["value"]), tuple(int(a) for a in data["axes"]))
-            elif field.name == "trainable" and not isinstance(data, bool):
-                raise ValueError(f"{text!r} is neither true nor false")
-            elif field.name in ("learning_rate", "decay"):
-                data = float(data)
-            found[field.name] = data
-    except (ValueError, KeyError, TypeError) as error:
-        raise SurgeryError(
-            f"parameter {parameter.name!r}: the mark {_PREFIX}{field.name} is not readable ({error}); remove or mend it"
-        ) from error
+    for field in dataclasses.fields(Marks):
+        text = parameter.metadata_props.get(_PREFIX + field.name)
+        if text is None:
+            continue
+        try:
+            found[field.name] = _READERS[field.name](json.loads(text))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SurgeryError(
+                f"parameter {parameter.name!r}: the mark {_PREFIX}{field.name} is not readable ({error}); remove or "
+                "mend it"
+            ) from error
     return Marks(**found)
+
+
+def _read_flag(data: Any) -> bool:
+    if not isinstance(data, bool):
+        raise ValueError(f"{data!r} is neither true nor false")
+    return data
+
+
+def _read_number(data: Any) -> float:
+    if isinstance(data, bool) or not isinstance(data, int | float) or not 0 <= data < math.inf:
+        raise ValueError(f"{data!r} is not a number from 0")
+    return float(data)
+
+
+def _read_constraint(data: Any) -> Constraint | None:
+    if data is None:
+        return None
+    if data["type"] != "max_norm":
+        raise ValueError(f"{data['type']!r} is not a constraint; max_norm is what there is")
+    value = _read_number(data["value"])
+    if value == 0:
+        raise ValueError("a bound of 0 leaves nothing")
+    return Constraint("max_norm", value, tuple(int(axis) for axis in data["axes"]))
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "trainable": _read_flag,
+    "learning_rate": _read_number,
+    "decay": _read_number,
+    "constraint": _read_constraint,
+}
 
 
 def set_marks(parameter: ir.Value, **changes: Any) -> bool:
@@ -135,7 +173,7 @@ def _table(model: ir.Model, key: str) -> dict[str, Any]:
     text = model.metadata_props.get(_PREFIX + key, "{}")
     try:
         table = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
         raise SurgeryError(f"the model's metadata entry {_PREFIX}{key} is not a JSON object; remove or mend it")
@@ -158,8 +196,15 @@ def _set_entry(model: ir.Model, key: str, name: str, data: Any) -> bool:
 
 
 def labels(model: ir.Model, output: str) -> list[str] | None:
-    """Returns the class names of the output named `output`, in the order of its units."""
-    return _table(model, "labels").get(output)
+    """Returns the class names of the output named `output`, in the order of its units.
+
+    Raises:
+        SurgeryError: The entry is not one that `set_labels` writes.
+    """
+    names = _table(model, "labels").get(output)
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise SurgeryError(f"the model's labels of output {output!r} are not a list of names; remove or mend them")
+    return names
 
 
 def set_labels(model: ir.Model, output: str, names: list[str] | None) -> bool:
@@ -168,15 +213,25 @@ def set_labels(model: ir.Model, output: str, names: list[str] | None) -> bool:
 
 
 def preprocessing(model: ir.Model, input: str) -> Preprocessing | None:
-    """Returns how images become the input named `input`, where the model says."""
+    """Returns how images become the input named `input`, where the model says.
+
+    Raises:
+        SurgeryError: The entry is not one that `set_preprocessing` writes.
+    """
     data = _table(model, "preprocessing").get(input)
     if data is None:
         return None
     try:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return Preprocessing(**fields)
-    except (TypeError, AttributeError) as error:
-        raise SurgeryError(f"the model's preprocessing of input {input!r} is not readable: {error}") from error
+        return _preprocessing.validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise SurgeryError(
+            f"the model's preprocessing of input {input!r} is not readable ({key}: {first['msg']}); remove or mend it"
+        ) from error
+
+
+_preprocessing = TypeAdapter(Preprocessing)
 
 
 def set_preprocessing(model: ir.Model, input: str, how: Preprocessing | None) -> bool:
