@@ -30,7 +30,7 @@ def raise_opset(graph: ir.Graph) -> None:
             )
         elif node.op_type == "BatchNormalization" and version < 14 and sum(bool(o.name) for o in node.outputs) > 1:
             raise SurgeryError(
-                f"BatchNormalization {node.name!r} has the training outputs of operator set {version}; export the model "
-                "for inference or with operator set 14 or later"
+                f"BatchNormalization {node.name!r} has the training outputs of operator set {version}; export the "
+                "model for inference or with operator set 14 or later"
             )
     graph.opset_imports[""] = _ADDITION
