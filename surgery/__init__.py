@@ -1,3 +1,41 @@
 """Surgery: convert a pretrained network to ONNX, operate on its graph, fine-tune it with ONNX Runtime."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from surgery.errors import SurgeryError as SurgeryError
+    from surgery.io import load as load
+    from surgery.io import save as save
+    from surgery.recipe import apply as apply
+    from surgery.training.trainer import evaluate as evaluate
+    from surgery.training.trainer import predict as predict
+    from surgery.training.trainer import train as train
+
+# Where each public name lives; a name is imported when it is first used, so that `import surgery` is instant.
+_NAMES = {
+    "SurgeryError": "surgery.errors",
+    "apply": "surgery.recipe",
+    "evaluate": "surgery.training.trainer",
+    "load": "surgery.io",
+    "predict": "surgery.training.trainer",
+    "save": "surgery.io",
+    "train": "surgery.training.trainer",
+}
+__all__ = ["SurgeryError", "apply", "evaluate", "load", "predict", "save", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,16 @@
 
 from surgery.data.dataset import Dataset
 from surgery.data.preprocess import InputSpec, input_spec
-from surgery.data.sources import from_arrays, from_folder, from_npz, open_data
+from surgery.data.sources import Source, as_dataset, from_arrays, from_folder, from_npz, open_data
 
-__all__ = ["Dataset", "InputSpec", "from_arrays", "from_folder", "from_npz", "input_spec", "open_data"]
+__all__ = [
+    "Dataset",
+    "InputSpec",
+    "Source",
+    "as_dataset",
+    "from_arrays",
+    "from_folder",
+    "from_npz",
+    "input_spec",
+    "open_data",
+]

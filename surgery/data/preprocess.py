@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -65,8 +66,9 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
     """Returns what turns a batch of `examples` into the network's input.
 
-    uint8 arrays `[N, H, W]` or `[N, H, W, C]` (RGB) are images: resized, coloured, scaled. Floats are taken as they
-    are, reshaped where only dimensions of 1 are missing.
+    uint8 arrays `[N, H, W]` or `[N, H, W, C]` (RGB) for an input with four axes are images: resized, coloured, scaled.
+    Others are taken as they are (uint8 scaled to 0–1), flattened for a vector input, and reshaped where only dimensions
+    of 1 are missing.
 
     Raises:
         SurgeryError: The examples do not fit the input; the message has both shapes.
@@ -75,16 +77,15 @@ def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np
         if examples.ndim == 4 and examples.shape[-1] not in (1, 3):
             raise SurgeryError(f"images of shape {examples.shape[1:]}: [H, W], [H, W, 1] or [H, W, 3] is needed")
         return lambda batch: _images(batch, spec)
-    want = spec.shape[1:]
-    have = examples.shape[1:]
+    want, have = spec.shape[1:], examples.shape[1:]
     fits = len(want) == len(have) and all(w in (None, h) for w, h in zip(want, have, strict=True))
-    if not fits:
-        squeezed = tuple(d for d in want if d != 1)
-        if None in want or tuple(d for d in have if d != 1) != squeezed:
-            raise SurgeryError(f"examples of shape {list(have)} do not fit the input's {list(want)} ({examples.dtype})")
-    if examples.dtype == np.uint8:
-        return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *want), np.float32) / np.float32(255)
+    flat = want == (math.prod(have),)
+    same = None not in want and [d for d in want if d != 1] == [d for d in have if d != 1]
+    if not fits and not flat and not same:
+        raise SurgeryError(f"examples of shape {list(have)} do not fit the input's {list(want)} ({examples.dtype})")
     shape = have if fits else want
+    if examples.dtype == np.uint8:
+        return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), np.float32) / np.float32(255)
     return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), np.float32)
 
 

@@ -14,8 +14,12 @@ import onnx_ir as ir
 from surgery.data.dataset import Dataset
 from surgery.data.preprocess import InputSpec, input_spec, preparer, resize
 from surgery.errors import SurgeryError, nearest
+from surgery.marks import labels
 
-__all__ = ["from_arrays", "from_folder", "from_npz", "open_data"]
+__all__ = ["Source", "as_dataset", "from_arrays", "from_folder", "from_npz", "open_data"]
+
+# What Python code may give as data: a data set, a path, or examples and targets.
+Source = Dataset | str | os.PathLike[str] | tuple[np.ndarray, np.ndarray]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -43,32 +47,41 @@ def open_data(
     Raises:
         SurgeryError: The source is missing, unreadable or does not fit the model.
     """
-    path, spec = Path(path), input_spec(model)
+    path = Path(path)
     if not path.exists():
         raise SurgeryError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _open_folder(path, spec, split, skip_bad, progress)
+        return _open_folder(path, model, split, skip_bad, progress)
     if path.suffix != ".npz":
         raise SurgeryError(f"{path}: data is a folder of images or a .npz file")
+    spec = input_spec(model)
     data = from_npz(path, spec, split)
-    validation = None
-    if split == "train":
-        names = _npz_names(path)
-        validation = next((from_npz(path, spec, s) for s in ("val", "valid") if f"x_{s}" in names), None)
-    return data, validation
+    if split != "train":
+        return data, None
+    names = _npz_names(path)
+    return data, next((from_npz(path, spec, s) for s in ("val", "valid") if f"x_{s}" in names), None)
+
+
+def as_dataset(source: Source, model: ir.Model, split: str = "train") -> tuple[Dataset, Dataset | None]:
+    """Returns `source` as a data set for `model`, and the validation data where it holds some; see `open_data`."""
+    if isinstance(source, Dataset):
+        return source, None
+    if isinstance(source, tuple):
+        return from_arrays(*source, input_spec(model)), None
+    return open_data(source, model, split=split)
 
 
 def from_arrays(
-    examples: np.ndarray, targets: np.ndarray, spec: InputSpec, labels: Sequence[str] | None = None
+    examples: np.ndarray, targets: np.ndarray, spec: InputSpec, classes: Sequence[str] | None = None
 ) -> Dataset:
-    """Returns a data set of arrays; see `preparer` for what examples may be."""
+    """Returns a data set of arrays; see `preparer` for what examples may be. `classes` are the classes' names."""
     examples, targets = np.asarray(examples), np.asarray(targets)
     if not len(examples):
         raise SurgeryError("the data set is empty")
     if targets.ndim == 2 and targets.shape[1] == 1 and np.issubdtype(targets.dtype, np.integer):
         targets = targets[:, 0]  # as Keras' data sets have them
     kind = np.int64 if np.issubdtype(targets.dtype, np.integer) else np.float32
-    return Dataset(examples, targets.astype(kind), preparer(examples, spec), tuple(labels) if labels else None)
+    return Dataset(examples, targets.astype(kind), preparer(examples, spec), tuple(classes) if classes else None)
 
 
 def _npz_names(path: Path) -> list[str]:
@@ -92,25 +105,42 @@ def from_npz(path: Path, spec: InputSpec, split: str = "train") -> Dataset:
         raise SurgeryError(f"{path}: has no array {y} (the targets of {x}), but {', '.join(names)}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            labels = [str(name) for name in file["labels"]] if "labels" in names else None
-            return from_arrays(file[x], file[y], spec, labels)
+            classes = [str(name) for name in file["labels"]] if "labels" in names else None
+            return from_arrays(file[x], file[y], spec, classes)
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise SurgeryError(f"{path}: cannot be read ({error})") from error
 
 
+def _class_folders(path: Path) -> list[str]:
+    return sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
+def _classes(model: ir.Model, folders: list[str]) -> list[str] | None:
+    """The model's labels, where they are the names of `folders` (and maybe more)."""
+    for output in model.graph.outputs:
+        names = labels(model, str(output.name))
+        if names and folders and set(folders) <= set(names):
+            return names
+    return None
+
+
 def _open_folder(
-    path: Path, spec: InputSpec, split: str, skip_bad: bool, progress: Callable[[int, int], None] | None
+    path: Path, model: ir.Model, split: str, skip_bad: bool, progress: Callable[[int, int], None] | None
 ) -> tuple[Dataset, Dataset | None]:
+    """Opens a folder; classes are numbered as the model's labels, else as the training part's folders."""
+    spec = input_spec(model)
     validation = next((path / n for n in ("val", "valid", "validation") if (path / n).is_dir()), None)
+    training = path / "train" if (path / "train").is_dir() else None
+    known = _class_folders(training) if training else None
     if split == "train":
-        root = path / "train" if (path / "train").is_dir() else path
+        root = training or path
     else:
         root = next((path / n for n in ("test", split) if (path / n).is_dir()), validation or path)
-    data = from_folder(root, spec, skip_bad=skip_bad, progress=progress)
-    if split != "train" or validation is None or root == path:
+    classes = _classes(model, known or _class_folders(root)) or known
+    data = from_folder(root, spec, skip_bad=skip_bad, progress=progress, classes=classes)
+    if split != "train" or validation is None or training is None:
         return data, None
-    held = from_folder(validation, spec, skip_bad=skip_bad, progress=progress, classes=data.labels)
-    return data, held
+    return data, from_folder(validation, spec, skip_bad=skip_bad, progress=progress, classes=data.labels)
 
 
 def from_folder(
@@ -123,18 +153,25 @@ def from_folder(
 ) -> Dataset:
     """Reads a folder that holds a folder of images for each class; images are decoded at the network's size.
 
+    Args:
+        path: The folder.
+        spec: What the network's input takes.
+        skip_bad: Leave images that do not decode out, instead of failing.
+        progress: Called with how many images are decoded, and of how many.
+        classes: The names of the classes in the order of their numbers; by default the folders' names, sorted.
+
     Raises:
         SurgeryError: No class folders, an empty one, or images that do not decode (named) without `skip_bad`.
     """
-    found = sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
-    classes = list(classes or found)
-    if len(found) < 2 and not set(found) & set(classes[1:] if len(classes) > 1 else []):
+    found = _class_folders(path)
+    if len(found) < (2 if classes is None else 1):
         raise SurgeryError(
             f"{path}: has {len(found)} class folders; put the images of each class in a folder of its own"
         )
+    classes = list(classes or found)
     unknown = [name for name in found if name not in classes]
     if unknown:
-        raise SurgeryError(f"{path / unknown[0]}: no class of that name in training{nearest(unknown[0], classes)}")
+        raise SurgeryError(f"{path / unknown[0]}: no class of that name is known{nearest(unknown[0], classes)}")
     files = [
         (file, number)
         for number, name in enumerate(classes)
@@ -162,7 +199,8 @@ def from_folder(
                 progress(done, len(files))
     if bad and not skip_bad:
         some = "; ".join(bad[i] for i in sorted(bad)[:3])
-        raise SurgeryError(f"{len(bad)} images do not decode: {some}; mend or remove them, or use --skip-bad")
+        count = f"{len(bad)} images do" if len(bad) > 1 else "1 image does"
+        raise SurgeryError(f"{count} not decode: {some}; mend or remove them, or use --skip-bad")
     kept = np.array([i not in bad for i in range(len(files))])
     targets = np.array([number for _, number in files], np.int64)
     return from_arrays(images[kept], targets[kept], spec, classes)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery import runtime
-from surgery.data.dataset import Dataset
+from surgery.data import Dataset, Source, as_dataset, from_arrays, input_spec
 from surgery.errors import SurgeryError
 from surgery.training.callbacks import Callback, Plan
 from surgery.training.history import History, Record
@@ -65,10 +65,10 @@ class _Diverged(Exception):
 
 def train(
     model: ir.Model,
-    data: Dataset,
+    data: Source,
     settings: TrainSettings | None = None,
     *,
-    validation: Dataset | None = None,
+    validation: Source | None = None,
     device: runtime.Device = "auto",
     callbacks: Sequence[Callback] = (),
     **changes: Any,
@@ -77,9 +77,9 @@ def train(
 
     Args:
         model: A model with marks.
-        data: What to train on.
+        data: What to train on: a path (`.npz` or a folder of images), ``(examples, targets)`` or a `Dataset`.
         settings: How to train.
-        validation: What to watch; by default the share of `data` that the settings say.
+        validation: What to watch; by default the validation part that `data` has, or the share that the settings say.
         device: Where to run; ``auto`` takes CUDA where it starts.
         callbacks: What to tell how it goes.
         **changes: Fields of `TrainSettings` that differ from `settings`, such as ``epochs=20``.
@@ -101,21 +101,24 @@ def train(
         fused=runtime.has_training_kernels(),
         seed=settings.seed,
     )
-    if validation is None and settings.validation:
-        data, validation = data.split(settings.validation, settings.seed)
-        if not len(validation) or not len(data):
+    examples, held = as_dataset(data, model)
+    if validation is not None:
+        held, _ = as_dataset(validation, model)
+    if held is None and settings.validation:
+        examples, held = examples.split(settings.validation, settings.seed)
+        if not len(held) or not len(examples):
             raise SurgeryError(
-                f"a validation share of {settings.validation:g} leaves {len(data)} examples to train on and "
-                f"{len(validation)} to watch; change it or bring more data"
+                f"a validation share of {settings.validation:g} leaves {len(examples)} examples to train on and "
+                f"{len(held)} to watch; change it or bring more data"
             )
-    data = _fit(data, step)
+    examples = _fit(examples, step)
     training = Training(step, providers)
     watch = None
-    if validation is not None:
-        validation = _fit(validation, step)
+    if held is not None:
+        held = _fit(held, step)
         graph = evaluation_step(model, loss=settings.loss, output=settings.output, changing=True)
         watch = Evaluation(graph, providers, training)
-    run = _Run(settings, data, validation, training, watch, callbacks)
+    run = _Run(settings, examples, held, training, watch, callbacks)
     ending, message = run.all_epochs()
     return Trained(_with_weights(model, run.best), run.history, run.best_epoch, ending, message)
 
@@ -257,37 +260,28 @@ def _measure(evaluation: Evaluation, data: Dataset, batch_size: int) -> Scores:
 
 def evaluate(
     model: ir.Model,
-    data: Dataset,
+    data: Source,
     *,
     loss: str = "auto",
     output: str | None = None,
     batch_size: int = 64,
     device: runtime.Device = "auto",
 ) -> Scores:
-    """Measures `model` on `data`, as it infers.
+    """Measures `model` on `data` (of a path, its test part), as it infers.
 
     Raises:
         SurgeryError: The data do not fit the model.
     """
     step = evaluation_step(model, loss=loss, output=output)
-    return _measure(Evaluation(step, runtime.providers(device)), _fit(data, step), batch_size)
+    examples, _ = as_dataset(data, model, "test")
+    return _measure(Evaluation(step, runtime.providers(device)), _fit(examples, step), batch_size)
 
 
 def predict(
-    model: ir.Model, data: Dataset | np.ndarray, *, batch_size: int = 64, device: runtime.Device = "auto"
+    model: ir.Model, examples: np.ndarray, *, batch_size: int = 64, device: runtime.Device = "auto"
 ) -> np.ndarray:
-    """Returns the first output of `model` for each example.
-
-    Args:
-        model: The model.
-        data: A data set, or an array as `surgery.data.preparer` takes them.
-        batch_size: Examples at a time.
-        device: Where to run.
-    """
-    from surgery.data import from_arrays, input_spec
-
-    if not isinstance(data, Dataset):
-        data = from_arrays(data, np.zeros(len(data), np.int64), input_spec(model))
+    """Returns the first output of `model` for each of `examples`, an array as `surgery.data.from_arrays` takes it."""
+    data = from_arrays(examples, np.zeros(len(examples), np.int64), input_spec(model))
     session = runtime.session(model, runtime.providers(device))
-    names = [str(model.graph.outputs[0].name)], str(model.graph.inputs[0].name)
-    return np.concatenate([session.run(names[0], {names[1]: x})[0] for x, _ in data.batches(batch_size)])
+    outputs, batch = [str(model.graph.outputs[0].name)], str(model.graph.inputs[0].name)
+    return np.concatenate([session.run(outputs, {batch: x})[0] for x, _ in data.batches(batch_size)])

@@ -1,0 +1,100 @@
+"""How long work goes on: a live bar on a terminal, a line for each epoch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from surgery.cli.app import say
+from surgery.training.callbacks import Callback, Plan
+from surgery.training.history import Record
+
+__all__ = ["DecodeProgress", "EpochLines", "describe"]
+
+
+def _bar(*columns: str) -> Progress:
+    return Progress(
+        *(TextColumn(c) for c in columns[:1]),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *(TextColumn(c) for c in columns[1:]),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def describe(record: Record) -> str:
+    """An epoch's record in words."""
+    names = {"learning_rate": "rate"}
+    parts = [
+        f"{names.get(key, key)} {value:.4g}"
+        for key, value in record.items()
+        if key not in ("epoch", "seconds") and isinstance(value, float)
+    ]
+    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+class EpochLines(Callback):
+    """Prints a line for each epoch, and shows the steps of the present one as a bar.
+
+    Args:
+        quiet: Print and show nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar = _bar("training", "loss {task.fields[loss]:.4g}")
+
+    def on_train_begin(self, plan: Plan) -> None:
+        self._epochs = plan.epochs
+        say(
+            f"training {plan.parameters:,} parameters on {plan.examples:,} examples"
+            + (f", watching {plan.validation:,}" if plan.validation else "")
+            + f": {plan.epochs} epochs of {plan.steps} steps, {plan.loss.replace('_', ' ')}, on {plan.device}",
+            self._quiet,
+        )
+        self._task = self._bar.add_task("training", total=plan.epochs * plan.steps, loss=float("nan"))
+        if not self._quiet:
+            self._bar.start()
+
+    def on_step_end(self, epoch: int, step: int, loss: float) -> None:
+        self._bar.update(self._task, advance=1, loss=loss)
+
+    def on_epoch_end(self, record: Record) -> None:
+        if not self._quiet:
+            width = len(str(self._epochs))
+            line = f"epoch {record['epoch']:>{width}}/{self._epochs}  {describe(record)}"
+            if sys.stdout.isatty() and sys.stderr.isatty():
+                self._bar.print(line)  # above the bar
+            else:
+                say(line)
+
+    def on_train_end(self) -> None:
+        self._bar.stop()
+
+
+class DecodeProgress:
+    """A bar while images are read: ``with DecodeProgress(quiet) as progress: open_data(…, progress=progress)``."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar = _bar("reading images")
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        task = self._bar.add_task("reading", total=None)
+
+        def progress(done: int, total: int) -> None:
+            if done == 1 and not self._quiet:
+                self._bar.start()
+            self._bar.update(task, completed=done, total=total)
+
+        return progress
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()

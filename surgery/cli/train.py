@@ -1,0 +1,108 @@
+"""surgery train"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from surgery.cli.app import Json, ModelFile, Overrides, Quiet, app, print_json, say
+
+Data = Annotated[
+    Path, typer.Argument(help="A .npz file or a folder with a folder of images for each class.", show_default=False)
+]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave images out that do not decode.")]
+
+
+@app.command()
+def train(
+    model: ModelFile,
+    data: Data,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="A recipe whose `train:` part says how.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder. [default: the model's name, -trained]")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply the recipe's passes first.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="How often all examples are seen.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="At the start.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    validation: Annotated[float | None, typer.Option(help="The share of the examples held back to watch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the split, the order and dropout.")] = None,
+    overrides: Overrides = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model and leave model.onnx, history.jsonl and curves.png in a folder.
+
+    Example: `surgery train operated.onnx digits.npz --recipe pass.yaml --epochs 20 -o trained`
+    """
+    from surgery.cli.progress import DecodeProgress, EpochLines
+    from surgery.data import open_data
+    from surgery.errors import SurgeryError
+    from surgery.io import load, save
+    from surgery.recipe import Recipe, apply_recipe, load_recipe
+    from surgery.training.callbacks import JsonLines
+    from surgery.training.trainer import train as run
+    from surgery.viewing.curves import plot
+
+    silent = quiet or as_json
+    flags = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "validation": validation,
+        "seed": seed,
+    }
+    changes = [f"train.{key}={value}" for key, value in flags.items() if value is not None]
+    plan = (
+        load_recipe(recipe, [*changes, *(overrides or [])])
+        if recipe
+        else Recipe.from_keys([*changes, *(overrides or [])])
+    )
+    loaded = load(model)
+    if apply:
+        if recipe is None:
+            raise SurgeryError("--apply needs a --recipe whose passes are to be applied")
+        apply_recipe(plan, loaded)
+    folder = output or model.with_name(f"{model.stem}-trained")
+    with DecodeProgress(silent) as progress:
+        examples, held = open_data(data, loaded, skip_bad=skip_bad, progress=progress)
+    result = run(
+        loaded,
+        examples,
+        plan.train,
+        validation=held,
+        device=device,
+        callbacks=[EpochLines(silent), JsonLines(folder / "history.jsonl")],
+    )
+    save(result.model, folder / "model.onnx")
+    if result.history:
+        plot(result.history, folder / "curves.png", model.stem)
+    if as_json:
+        print_json(
+            {
+                "model": str(folder / "model.onnx"),
+                "ending": result.ending,
+                "message": result.message,
+                "kept_epoch": result.kept_epoch,
+                "history": result.history,
+            }
+        )
+    else:
+        say(f"kept the weights of epoch {result.kept_epoch}: {folder / 'model.onnx'}", quiet)
+        if result.history:
+            say(f"history and curves: {folder / 'history.jsonl'}, {folder / 'curves.png'}", quiet)
+    if result.ending == "diverged":
+        typer.echo(f"surgery: {result.message}", err=True)
+        raise typer.Exit(1)
+    if result.ending == "interrupted":
+        typer.echo(f"surgery: {result.message}", err=True)
+        raise typer.Exit(130)  # as shells tell of Ctrl-C

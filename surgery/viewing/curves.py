@@ -1,0 +1,47 @@
+"""The curves of a training as a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from surgery.errors import SurgeryError
+from surgery.io import replacing
+from surgery.training.history import History
+
+__all__ = ["plot"]
+
+
+def plot(history: History, path: str | os.PathLike[str], title: str = "") -> None:
+    """Draws loss, metric and learning rate over the epochs into a PNG file.
+
+    Raises:
+        SurgeryError: The history is empty, matplotlib is missing or the file cannot be written.
+    """
+    if not history:
+        raise SurgeryError(f"{path}: there is no finished epoch to draw")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise SurgeryError(
+            f"plots need matplotlib ({error}); install it with: pip install 'onnx-surgery[train]'"
+        ) from error
+    metric = next((k for k in history[0] if k in ("accuracy", "mean_absolute_error")), None)
+    panels = ["loss", *([metric] if metric else []), "learning_rate"]
+    figure = Figure(figsize=(3.6 * len(panels), 3.2), dpi=110, layout="constrained")
+    epochs = [record["epoch"] for record in history]
+    for axes, name in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for key, label in ((name, "training"), (f"val_{name}", "validation")):
+            if key in history[0]:
+                axes.plot(epochs, [r[key] for r in history], marker="o", markersize=3, label=label)  # type: ignore[literal-required]
+        axes.set_title(name.replace("_", " "))
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if f"val_{name}" in history[0]:
+            axes.legend()
+    if title:
+        figure.suptitle(title)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format="png")
