@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,23 @@ import onnx_ir as ir
 __all__ = ["Emitter"]
 
 Operand = ir.Value | np.ndarray | float | int | None
+
+_BOOL = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsNaN", "IsInf"}
+_INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
+
+
+def _result(op_type: str, values: Sequence[ir.Value | None], attributes: Mapping[str, Any]) -> ir.DataType | None:
+    """The type of an operator's first output, None where it does not follow from a glance."""
+    if op_type in _BOOL:
+        return ir.DataType.BOOL
+    if op_type in _INT64:
+        return ir.DataType.INT64
+    if op_type == "Cast":
+        return ir.DataType(attributes["to"])
+    if op_type in ("ConstantOfShape", "Constant"):
+        return attributes["value"].dtype if "value" in attributes else None
+    source = values[1] if op_type in ("Where", "CastLike") else values[0] if values else None
+    return None if source is None else source.dtype
 
 
 class Emitter:
@@ -27,7 +44,7 @@ class Emitter:
 
     def __init__(self, graph: ir.Graph, prefix: str = "") -> None:
         self.graph = graph
-        self._prefix = prefix
+        self.prefix = prefix
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
         self._count = 0
         self._taken = {n.name for n in graph} | {o.name for n in graph for o in n.outputs}
@@ -64,7 +81,11 @@ class Emitter:
         )
         for index, output in enumerate(node.outputs):
             output.name = f"{node.name}.{index}" if _outputs > 1 else node.name
-        if _domain:
+        if not _domain:
+            dtype = _result(op_type, values, attributes)
+            if dtype is not None:
+                node.outputs[0].dtype = dtype
+        else:
             self.graph.opset_imports.setdefault(_domain, 1)
         self.graph.append(node)
         return list(node.outputs) if _outputs > 1 else node.outputs[0]
@@ -73,7 +94,7 @@ class Emitter:
         """Returns a name that nothing in the graph has."""
         while True:
             self._count += 1
-            name = f"{self._prefix}{stem}_{self._count}"
+            name = f"{self.prefix}{stem}_{self._count}"
             if name not in self._taken:
                 return name
 

@@ -155,6 +155,14 @@ class Context:
             return self.op.constant(list(value.shape.numpy()))
         return self.op.Shape(value)
 
+    def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int], *, keepdims: bool = True) -> ir.Value:
+        """A ReduceMean, ReduceMax and so on over `axes`, which are an attribute before operator set 18."""
+        emit = getattr(self.op, op_type)
+        axes = [int(a) for a in axes]
+        if self.opset >= 18 or op_type == "ReduceSum":
+            return emit(value, self.op.constant(axes), keepdims=int(keepdims))
+        return emit(value, axes=axes, keepdims=int(keepdims))
+
     def constant_of(self, index: int) -> Any:
         """The value of input `index` as a numpy array if it is a constant, else None."""
         value = self.node.inputs[index] if self.has(index) else None
