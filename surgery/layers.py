@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
@@ -42,9 +42,8 @@ ROLES: dict[str, dict[int, str]] = {
 }
 STATISTICS = ("mean", "var")
 _HAS_BIAS_ADD = {"MatMul", "Conv", "ConvTranspose", "Einsum"}
+_ONNX = ("", "ai.onnx")  # the two names of the default domain
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-# Operators that pass on what they are given in another shape; a bias or a head may sit behind them.
-RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,26 +102,40 @@ def _is_array(value: ir.Value | None) -> bool:
 def is_parameter(node: ir.Node, index: int) -> bool:
     """Whether input `index` of `node` is a parameter of it: an initializer in a place where operators have weights."""
     value = node.inputs[index]
-    if node.domain not in ("", "ai.onnx") or index not in ROLES.get(node.op_type, {}):
+    if node.domain not in _ONNX or index not in ROLES.get(node.op_type, {}):
         return False
     if node.op_type in ("Add", "Mul"):
         return _is_array(value)
     return value is not None and value.is_initializer() and value.dtype in _FLOATS
 
 
-def _bias_add(node: ir.Node) -> ir.Node | None:
-    """The Add that holds the bias of `node`, if it is an operator of its own."""
+def _bias_add(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that holds the bias of `node`, and the bias, if that is an operator of its own."""
     if node.op_type not in _HAS_BIAS_ADD or (len(node.inputs) > 2 and node.op_type != "Einsum"):
         return None
     uses = node.outputs[0].uses()
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     (add, index) = next(iter(uses))
-    other = add.inputs[1 - index] if add.op_type == "Add" else None
+    other = add.inputs[1 - index] if add.op_type == "Add" and add.domain in _ONNX else None
     if other is None or not (other.is_initializer() and other.dtype in _FLOATS and other.shape is not None):
         return None
-    dims = [d for d in other.shape.numpy() if d != 1]
-    return add if len(dims) <= 1 else None
+    return (add, other) if _fits_units(node, other.shape.numpy()) else None
+
+
+def _fits_units(node: ir.Node, shape: tuple[int, ...]) -> bool:
+    """Whether an array of `shape`, added to the output of `node`, has one number for each unit."""
+    places = [i - len(shape) for i, d in enumerate(shape) if d != 1]  # counted from the end, as broadcasting does
+    weight = node.inputs[1]
+    if len(places) > 1 or weight is None or weight.shape is None:
+        return False
+    if node.op_type == "Einsum" or not weight.is_initializer():
+        return True
+    dims = weight.shape.numpy()
+    axis, units = (-1, dims[-1]) if node.op_type == "MatMul" else (1 - len(dims), dims[0])
+    if node.op_type == "ConvTranspose":
+        units = dims[1] * node.attributes.get_int("group", 1)
+    return math.prod(shape) == units and places in ([], [axis])
 
 
 def layers(model: ir.Model) -> list[Layer]:
@@ -143,9 +156,9 @@ def layers(model: ir.Model) -> list[Layer]:
                 parameters[role] = value
         nodes: tuple[ir.Node, ...] = (node,)
         if "weight" in parameters and (add := _bias_add(node)) is not None:
-            nodes = (node, add)
-            biases.add(add)
-            parameters["bias"] = next(v for v in add.inputs if v is not None and v.is_initializer())
+            nodes = (node, add[0])
+            biases.add(add[0])
+            parameters["bias"] = add[1]
         if parameters:
             count += 1
         name = node.name or node.outputs[0].name or node.op_type
@@ -187,20 +200,37 @@ def descendants(values: Iterable[ir.Value]) -> set[ir.Node]:
     return found
 
 
+def _parameter_names(layer: Layer) -> list[str]:
+    """``layer1.0.conv1.weight`` and, as frameworks call the layer itself, ``layer1.0.conv1``."""
+    names = [p.name for p in layer.parameters.values() if p.name]
+    return names + [n.rpartition(".")[0] for n in names if "." in n]
+
+
+# What a layer answers to; the earlier counts where several layers answer.
+NAMES: tuple[Callable[[Layer], list[str]], ...] = (
+    lambda layer: [layer.name],
+    lambda layer: [o.name for node in layer.nodes for o in node.outputs if o.name],
+    _parameter_names,
+)
+
+
+def known_names(view: Iterable[Layer]) -> list[str]:
+    """The names by which users may know some layers, for suggestions."""
+    return [name for layer in view for name in (layer.name, *(n for n in _parameter_names(layer) if "." in n))]
+
+
 def find_layer(model: ir.Model, name: str) -> Layer:
-    """Returns the layer named `name`, also by the name of its output.
+    """Returns the layer named `name`, also by the name of its output or of a parameter.
 
     Raises:
         SurgeryError: There is none; the message names the nearest.
     """
     view = layers(model)
-    for layer in view:
-        if layer.name == name:
-            return layer
-    for layer in view:
-        if any(name == o.name for node in layer.nodes for o in node.outputs):
-            return layer
-    raise SurgeryError(f"no layer named {name!r}{nearest(name, [layer.name for layer in view])}")
+    for names_of in NAMES:
+        for layer in view:
+            if name in names_of(layer):
+                return layer
+    raise SurgeryError(f"no layer named {name!r}{nearest(name, known_names(view))}")
 
 
 def find_output(model: ir.Model, name: str | None = None) -> ir.Value:

@@ -1,7 +1,7 @@
 """Selectors: one grammar for "which layers", used by every pass.
 
-conv1               a layer by name, or any of its outputs' names
-conv*               a glob
+conv1               a layer by its name, an output's or a parameter's (``fc`` for fc.weight and fc.bias)
+conv*               a glob, of the same names
 head                the layer in front of the output (of every output)
 all                 every layer
 {first: 5}          the first five layers with parameters, by the number that `surgery inspect` shows
@@ -15,19 +15,20 @@ all                 every layer
 from __future__ import annotations
 
 import fnmatch
+import functools
 from typing import Annotated, Any
 
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from surgery.errors import SurgeryError, nearest
-from surgery.layers import Layer, ancestors, descendants, find_layer, head, layers
+from surgery.layers import NAMES, Layer, ancestors, descendants, find_layer, head, known_names, layers
 
 __all__ = ["Selector", "select"]
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class First(_Form):
@@ -51,7 +52,7 @@ class Until(_Form):
 class Between(_Form):
     """Everything between two layers, both included."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
     from_: str | None = Field(None, alias="from")
     to: str | None = None
 
@@ -69,7 +70,7 @@ class OfType(_Form):
 
 
 _One = Annotated[str, Field(min_length=1)] | First | Last | Until | OfType | Between
-Selector = _One | list[_One]
+Selector = _One | Annotated[list[_One], Field(min_length=1)]
 _adapter: TypeAdapter[Any] = TypeAdapter(Selector)
 
 
@@ -106,7 +107,7 @@ def _hint(view: list[Layer], part: Any) -> str:
     if isinstance(part, OfType):
         return nearest(part.type, {layer.op_type for layer in view})
     if isinstance(part, str):
-        return nearest(part, [layer.name for layer in view])
+        return nearest(part, known_names(view))
     return ""
 
 
@@ -132,6 +133,7 @@ def _match(model: ir.Model, view: list[Layer], part: Any) -> set[ir.Node]:
 
 
 def _by_name(model: ir.Model, view: list[Layer], name: str) -> set[ir.Node]:
+    """The layers named so; where an exporter gave operators names of its own, those whose parameters are."""
     exact = {layer.node for layer in view if layer.name == name}
     if exact:
         return exact
@@ -139,6 +141,9 @@ def _by_name(model: ir.Model, view: list[Layer], name: str) -> set[ir.Node]:
         return {layer.node for layer in view}
     if name == "head":
         return {head(model, output.name).node for output in model.graph.outputs}
-    if any(c in name for c in "*?["):
-        return {layer.node for layer in view if fnmatch.fnmatchcase(layer.name, name)}
-    return {layer.node for layer in view if any(name == o.name for node in layer.nodes for o in node.outputs)}
+    matches = functools.partial(fnmatch.fnmatchcase, pat=name) if any(c in name for c in "*?[") else name.__eq__
+    for names_of in NAMES:
+        found = {layer.node for layer in view if any(matches(n) for n in names_of(layer))}
+        if found:
+            return found
+    return set()
