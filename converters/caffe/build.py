@@ -1,0 +1,227 @@
+"""Builds the ONNX graph of a Caffe network, layer by layer in the definition's order, as Caffe runs it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from converters.caffe.caffe_pb2 import LayerParameter
+from converters.caffe.context import Context, Dim, LayerFunction, find_layer, known_types
+from converters.caffe.parameters import Parameters
+from converters.caffe.phases import included
+from converters.caffe.read import Source
+from surgery.emit import Emitter
+from surgery.errors import SurgeryError, nearest
+from surgery.io import IR_VERSION, MAX_OPSET
+
+__all__ = ["Builder"]
+
+
+class Builder:
+    """The state of one conversion.
+
+    Args:
+        source: The network as read.
+        shapes: Input shapes without the batch that override the definition's, by input name; "" for the first input.
+        batch: Fixes the batch's size.
+        seed: For parameters that no file gives.
+        custom: Converts the layers of types that are not registered.
+
+    Attributes:
+        path: The file that errors name.
+        data: Inputs that were data layers' tops, with the layers.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        shapes: Mapping[str, Sequence[Dim]],
+        batch: int | None,
+        seed: int,
+        custom: LayerFunction | None,
+    ) -> None:
+        self.source = source
+        self.path = source.path
+        self.shapes = dict(shapes)
+        self.batch = batch
+        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": MAX_OPSET}, name=source.net.name or source.path.stem)
+        self.op = Emitter(self.graph)
+        self.parameters = Parameters(source, self.graph, seed)
+        self.data: dict[ir.Value, LayerParameter] = {}
+        self.layers = included(source.net)
+        self._batches: dict[int, str] = {}  # batch size of the definition → its dimension's name
+        self._custom = custom
+        self._tops: dict[str, ir.Value] = {}
+        self._wanted: dict[ir.Value, str] = {}  # the first top that each value was
+        self._outputs: dict[str, ir.Value] = {}  # tops that no layer has read yet, and what loss layers declare
+        self._declared: set[str] = set()
+        self._value_names: Counter[str] = Counter()
+        self._node_names: Counter[str] = Counter()
+        self._dims = 0
+        self._reads = _count_reads(self.layers)
+        self._versions: Counter[str] = Counter()
+        self._makers = {top: layer.name for layer in reversed(self.layers) for top in layer.top}
+
+    def build(self) -> ir.Model:
+        """Returns the model.
+
+        Raises:
+            SurgeryError: A layer is unknown, or does not fit what it reads or its weights.
+        """
+        if not self.layers:
+            raise SurgeryError(f"{self.path}: has no layers; is it a Caffe net definition?")
+        for layer in self.layers:
+            self._layer(layer)
+        self.parameters.finish()
+        model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="onnx-surgery")
+        self._finish(model)
+        return model
+
+    def _layer(self, layer: LayerParameter) -> None:
+        layer.name = layer.name or (layer.top[0] if layer.top else layer.type)
+        bottoms = [self._bottom(layer, name) for name in layer.bottom]
+        self.op.prefix = f"{layer.name}/"
+        context = Context(self, layer, bottoms)
+        before = len(self.graph)
+        result = self._function(context)(context)
+        if result is None:
+            raise context.error("the function in `custom` returned nothing; it must return the layer's tops")
+        tops = [result] if isinstance(result, ir.Value) else list(result)
+        if tops and len(tops) != len(layer.top):
+            raise context.error(f"makes {len(tops)} tops, and the definition names {len(layer.top)}")
+        for value in tops:
+            context.shaped(value, context.dims(value if value.shape is not None else None))
+        self._name_node(layer, before, tops)
+        for name in layer.bottom:
+            if name not in self._declared:
+                self._outputs.pop(name, None)
+        for name, value in zip(layer.top, tops, strict=False):
+            self._versions[name] += 1
+            self._tops[name] = value
+            self._wanted.setdefault(value, name)
+            if value in bottoms or not value.is_graph_input():
+                self._outputs[name] = value
+
+    def _function(self, context: Context) -> LayerFunction:
+        function = find_layer(context.layer.type) or self._custom
+        if function is None:
+            raise context.error(
+                f"no layer of this type is known{nearest(context.layer.type, known_types())}; "
+                "supply it with --custom module:function (custom= in Python)"
+            )
+        return function
+
+    def _bottom(self, layer: LayerParameter, name: str) -> ir.Value:
+        if name in self._tops:
+            return self._tops[name]
+        where = f"{self.path}: layer {layer.name!r} ({layer.type}): bottom {name!r}"
+        if name in self._makers:
+            raise SurgeryError(
+                f"{where} is made only later, by layer {self._makers[name]!r}; layers run in the order of the file"
+            )
+        raise SurgeryError(f"{where} is made by no layer{nearest(name, self._tops)}")
+
+    def _name_node(self, layer: LayerParameter, before: int, tops: Sequence[ir.Value]) -> None:
+        """Gives the layer's name to the operator that makes its first top, unless the layer gave it to another."""
+        new = list(itertools.islice(reversed(self.graph), len(self.graph) - before))
+        named = [node for node in new if node.name == layer.name]
+        if not named and tops and (producer := tops[0].producer()) in new:
+            named = [producer]
+        for node in named:
+            node.name = _unique(layer.name, self._node_names)
+
+    def reads(self, top: str) -> int:
+        """How many layers read what `top` holds at this layer."""
+        return self._reads[top, self._versions[top]]
+
+    def top(self, name: str) -> ir.Value | None:
+        """What the top `name` holds at this layer."""
+        return self._tops.get(name)
+
+    def declare_output(self, name: str, value: ir.Value) -> None:
+        """Makes `value` an output of the net; its name is `name` where it has none of its own yet."""
+        name = self._wanted.setdefault(value, name)
+        self._outputs[name] = value
+        self._declared.add(name)
+
+    def add_input(self, name: str, dims: Sequence[Dim]) -> ir.Value:
+        """Adds an input of the net."""
+        value = ir.Value(name=self.unique(name), shape=ir.Shape(dims), type=ir.TensorType(ir.DataType.FLOAT))
+        self.graph.inputs.append(value)
+        return value
+
+    def override_shape(self, name: str, shape: Sequence[Dim] | None) -> Sequence[Dim] | None:
+        """The shape of input `name`, batch included: the user's, else `shape`, the definition's."""
+        key = name if name in self.shapes else ""
+        if key not in self.shapes or (shape is not None and len(shape) < 2):
+            return shape
+        return [shape[0] if shape else 1, *self.shapes.pop(key)]
+
+    def batch_dim(self, size: int, name: str) -> Dim:
+        """The batch's dimension of input `name`: "N", and another where an input has another first dimension."""
+        if self.batch is not None:
+            return self.batch
+        return self._batches.setdefault(size, "N" if not self._batches else f"N_{name}")
+
+    def batch_size(self, dim: Dim) -> int | None:
+        """The size that a batch's dimension has in the definition."""
+        return next((size for size, name in self._batches.items() if name == dim), None)
+
+    def unknown_dim(self) -> str:
+        """A new name for a dimension of which nothing is known."""
+        self._dims += 1
+        return f"d{self._dims}"
+
+    def unique(self, name: str) -> str:
+        """Returns `name` for a value, with a number behind it where another has it; it is taken from now on."""
+        return _unique(name, self._value_names)
+
+    def _finish(self, model: ir.Model) -> None:
+        """Declares the outputs, drops what leads to none, and names values by their tops."""
+        self.op.prefix = ""
+        for name, value in self._outputs.items():
+            if value.is_graph_input() or value.is_initializer() or value in self.graph.outputs:
+                dims, value = value.shape, self.op.Identity(value, _name=_unique(name, self._node_names))
+                value.shape, value.type = dims, ir.TensorType(ir.DataType.FLOAT)
+                self._wanted[value] = name
+            self.graph.outputs.append(value)
+            value.name = self.unique(name)
+        if not self.graph.outputs:
+            raise SurgeryError(f"{self.path}: has no output: no layer makes anything that no other reads")
+        RemoveUnusedNodesPass()(model)
+        for value in [v for v in self.data if not v.uses()]:
+            self.graph.inputs.remove(value)
+        self._name_values()
+
+    def _name_values(self) -> None:
+        """A top's name goes to what it holds in the end; what it held before a layer ran in place gets two parts."""
+        named = set(self.graph.outputs)
+        values = [output for node in self.graph for output in node.outputs if output not in named]
+        final = {value: name for name, value in self._tops.items() if self._wanted.get(value) == name}
+        for value in values:
+            if value in final:
+                value.name = self.unique(final[value])
+        for value in values:
+            if value not in final:
+                top, node = self._wanted.get(value), value.producer()
+                assert node is not None
+                value.name = self.unique(f"{top}/{node.name}" if top else str(value.name))
+
+
+def _unique(name: str, taken: Counter[str]) -> str:
+    taken[name] += 1
+    return name if taken[name] == 1 else _unique(f"{name}_{taken[name]}", taken)
+
+
+def _count_reads(layers: Sequence[LayerParameter]) -> Counter[tuple[str, int]]:
+    """How many layers read each version of each top; a layer that runs in place makes a new version."""
+    versions: Counter[str] = Counter()
+    reads: Counter[tuple[str, int]] = Counter()
+    for layer in layers:
+        reads.update((bottom, versions[bottom]) for bottom in layer.bottom)
+        versions.update(layer.top)
+    return reads

@@ -1,0 +1,112 @@
+"""Conversion of Caffe networks."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from converters.registry import converter
+from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from converters.caffe.context import Dim, LayerFunction
+
+__all__ = ["convert_caffe"]
+
+
+def _is_caffe(path: Path) -> bool:
+    from converters.caffe.read import is_caffe
+
+    return is_caffe(path)
+
+
+Shape = str | Sequence[int | str] | Mapping[str, str | Sequence[int | str]]
+
+
+@converter("Caffe", recognizes=_is_caffe)
+def convert_caffe(
+    source: Path,
+    *,
+    weights: Path | None = None,
+    shape: Shape | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    custom: str | Callable[..., Any] | None = None,
+) -> ir.Model:
+    """Converts a Caffe network (formats V0, V1 and the current one) to ONNX.
+
+    The operator that does a layer's work has the layer's name. A value has the name of its top; where a layer works in
+    place, what the top held before gets the name ``<top>/<layer that made it>``. Parameters are ``<layer>.weight``,
+    ``.bias``, ``.slope``, ``.scale``, ``.mean``, ``.var`` in Caffe's layout; ``lr_mult`` and ``decay_mult`` are their
+    marks, and what has ``lr_mult: 0`` is frozen. The first dimension of an input, Caffe's batch, is "N" and may have
+    any size; the others are the definition's.
+
+    What only training has is left out: layers of the TRAIN phase, losses (SoftmaxWithLoss and
+    SigmoidCrossEntropyLoss leave their Softmax and Sigmoid as outputs), Accuracy. Data layers become inputs, their
+    ``transform_param`` the preprocessing. Parameters without a file of weights get their fillers, "xavier" where the
+    definition has none for a weight.
+
+    Args:
+        source: The ``.prototxt``, the ``.caffemodel``, or a folder with both; what belongs together is found by name.
+        weights: The ``.caffemodel`` (or ``.caffemodel.h5``), where it is not found next to the definition.
+        shape: The input's shape without the batch, in place of the definition's: ``3x224x224``, or ``3x?x?`` where
+            height and width may be anything. By input name where there are several: ``data=3x224x224,info=3``, or a
+            mapping.
+        batch: Fixes the size of the batch.
+        seed: Seed of the fillers.
+        custom: Converts layers of types that are not known: ``module:function`` or a function, which is given a
+            `converters.caffe.context.Context` and returns the layer's tops.
+
+    Raises:
+        SurgeryError: A file is damaged or something else, a layer unknown, weights do not fit the definition.
+    """
+    from converters.caffe.build import Builder
+    from converters.caffe.read import read_source
+
+    read = read_source(source, weights)
+    return Builder(read, _shapes(shape), batch, seed, _function(custom)).build()
+
+
+def _shapes(shape: Shape | None) -> dict[str, list[Dim]]:
+    """Input shapes by name, "" for an input that is not named."""
+    if shape is None:
+        return {}
+    if isinstance(shape, str):
+        parts = [part.rpartition("=") for part in shape.split(",")]
+        return {name.strip(): _dims(dims.split("x")) for name, _, dims in parts}
+    if isinstance(shape, Mapping):
+        return {name: _dims(dims.split("x") if isinstance(dims, str) else dims) for name, dims in shape.items()}
+    return {"": _dims(shape)}
+
+
+def _dims(dims: Sequence[int | str]) -> list[Dim]:
+    names = ("channels", "height", "width") if len(dims) == 3 else [f"size{i}" for i in range(len(dims))]
+    try:
+        return [name if d == "?" else int(d) for d, name in zip(dims, names, strict=True)]
+    except ValueError as error:
+        shown = "x".join(str(d) for d in dims)
+        raise SurgeryError(f"the shape {shown!r} is not one; write 3x224x224, or 3x?x? for any size") from error
+
+
+def _function(custom: str | Callable[..., Any] | None) -> LayerFunction | None:
+    if custom is None or callable(custom):
+        return custom
+    module, _, name = custom.partition(":")
+    if not module or not name:
+        raise SurgeryError(f"custom {custom!r}: write module:function")
+    if "" not in sys.path:  # a module in the folder where the user is
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise SurgeryError(f"custom {custom!r}: the module cannot be imported ({error})") from error
+    except AttributeError as error:
+        raise SurgeryError(f"custom {custom!r}: {module} has no {name!r}") from error
+    if not callable(function):
+        raise SurgeryError(f"custom {custom!r}: {name} is not a function")
+    return function
