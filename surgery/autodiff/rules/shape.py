@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from surgery.autodiff.backward import Context, Gradients, no_gradient, rule
 
-__all__ = ["flat_scatter", "zeros"]
+__all__ = ["filled", "flat_scatter", "positions"]
 
 no_gradient("Shape", "Size", "Constant", "ConstantOfShape", "Range", "NonZero", "ArgMax", "ArgMin", "OneHot", "EyeLike")
 no_gradient("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsNaN", "IsInf")
@@ -15,23 +15,28 @@ no_gradient("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 no_gradient("Reshape", "Dropout", "Expand", inputs=[1, 2])
 
 
-def zeros(c: Context, shape: ir.Value) -> ir.Value:
-    """A tensor of zeros of the type of dy."""
+def filled(c: Context, shape: ir.Value, number: float = 0.0) -> ir.Value:
+    """A tensor of one number, of the type of the gradient."""
     dtype = c.x().dtype or ir.DataType.FLOAT
-    return c.op.ConstantOfShape(shape, value=ir.tensor(np.zeros(1, dtype.numpy())))
+    return c.op.ConstantOfShape(shape, value=ir.tensor(np.full(1, number, dtype.numpy())))
 
 
-def flat_scatter(c: Context, positions: ir.Value, gradient: ir.Value, shape: ir.Value, reduction: str) -> ir.Value:
-    """Zeros of a shape with `gradient` written (or added) at `positions`, which count over the whole tensor.
+def positions(c: Context, shape: ir.Value) -> ir.Value:
+    """A tensor of `shape` that says of each element where it is, counted over the whole tensor."""
+    op = c.op
+    size = op.ReduceProd(shape, keepdims=0)
+    return op.Reshape(op.Range(op.constant(np.array(0)), size, op.constant(np.array(1))), shape)
+
+
+def flat_scatter(c: Context, places: ir.Value, gradient: ir.Value, shape: ir.Value, reduction: str) -> ir.Value:
+    """Zeros of a shape with `gradient` written (or added) at `places`, which are `positions`.
 
     By ScatterElements, since ScatterND loses additions to one place in ONNX Runtime 1.19 when it runs in threads.
     """
     op, flat = c.op, c.op.constant([-1])
-    empty = zeros(c, op.ReduceProd(shape, keepdims=1))
-    filled = op.ScatterElements(
-        empty, op.Reshape(positions, flat), op.Reshape(gradient, flat), axis=0, reduction=reduction
-    )
-    return op.Reshape(filled, shape)
+    empty = filled(c, op.ReduceProd(shape, keepdims=1))
+    full = op.ScatterElements(empty, op.Reshape(places, flat), op.Reshape(gradient, flat), axis=0, reduction=reduction)
+    return op.Reshape(full, shape)
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -82,8 +87,8 @@ def split(c: Context) -> Gradients:
     if len(c.node.outputs) == 1:
         return [c.dy]
     parts = [c.dy_of(i) for i in range(len(c.node.outputs))]
-    filled = [zeros(c, c.shape_of(c.y(i))) if g is None else g for i, g in enumerate(parts)]
-    return [c.op.Concat(*filled, axis=axis)]
+    whole = [filled(c, c.shape_of(c.y(i))) if g is None else g for i, g in enumerate(parts)]
+    return [c.op.Concat(*whole, axis=axis)]
 
 
 @rule("Slice")
@@ -95,9 +100,7 @@ def slice_(c: Context) -> Gradients:
     steps = c.constant_of(4) if c.has(4) else np.ones(1, np.int64)
     if any(v is None for v in (starts, ends, axes, steps)) or np.any(steps != 1):
         shape = c.shape_of(x)
-        size = op.ReduceProd(shape, keepdims=0)
-        places = op.Reshape(op.Range(op.constant(np.array(0)), size, op.constant(np.array(1))), shape)
-        taken = op.Slice(places, *c.node.inputs[1:])
+        taken = op.Slice(positions(c, shape), *c.node.inputs[1:])
         return [flat_scatter(c, taken, c.dy, shape, "none")]
     sizes = c.dims(x)
     rank = len(sizes)
