@@ -13,6 +13,7 @@ __all__ = ["Emitter"]
 Operand = ir.Value | np.ndarray | float | int | None
 
 _BOOL = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsNaN", "IsInf"}
+_LIKE_INPUT = {"Where": 1, "CastLike": 1, "OneHot": 2}  # what does not have the type of input 0
 _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 
 
@@ -26,7 +27,7 @@ def _result(op_type: str, values: Sequence[ir.Value | None], attributes: Mapping
         return ir.DataType(attributes["to"])
     if op_type in ("ConstantOfShape", "Constant"):
         return attributes["value"].dtype if "value" in attributes else None
-    source = values[1] if op_type in ("Where", "CastLike") else values[0] if values else None
+    source = values[_LIKE_INPUT.get(op_type, 0)] if values else None
     return None if source is None else source.dtype
 
 

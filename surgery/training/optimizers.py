@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
@@ -71,6 +72,12 @@ def trace(momentum: float, nesterov: bool = False) -> Link:
     return link
 
 
+def _bias(u: Updating, beta: float) -> ir.Value:
+    """1 − beta^step, in double: in float, 1 − 0.999 is off by a hundred-thousandth."""
+    power = u.op.Pow(u.op.constant(np.array(beta)), u.op.Cast(u.step, to=int(ir.DataType.DOUBLE)))
+    return u.op.Cast(u.op.Sub(u.op.constant(np.array(1.0)), power), to=int(ir.DataType.FLOAT))
+
+
 def adam_scaling(beta1: float, beta2: float, epsilon: float) -> Link:
     """m̂ / (√v̂ + ε) with bias-corrected moments (Kingma and Ba 2015, algorithm 1)."""
 
@@ -78,11 +85,8 @@ def adam_scaling(beta1: float, beta2: float, epsilon: float) -> Link:
         op = u.op
         m = u.new_state["m"] = op.Add(op.Mul(u.state("m"), beta1), op.Mul(gradient, 1 - beta1))
         v = u.new_state["v"] = op.Add(op.Mul(u.state("v"), beta2), op.Mul(op.Mul(gradient, gradient), 1 - beta2))
-        one = op.constant(1.0, ir.DataType.FLOAT)
-        unbias_m = op.Sub(one, op.Pow(op.constant(beta1, ir.DataType.FLOAT), u.step))
-        unbias_v = op.Sqrt(op.Sub(one, op.Pow(op.constant(beta2, ir.DataType.FLOAT), u.step)))
-        root = op.Add(op.Div(op.Sqrt(v), unbias_v), epsilon)
-        return op.Div(op.Div(m, root), unbias_m)
+        root = op.Add(op.Div(op.Sqrt(v), op.Sqrt(_bias(u, beta2))), epsilon)
+        return op.Div(op.Div(m, root), _bias(u, beta1))
 
     return link
 

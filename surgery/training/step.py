@@ -128,6 +128,7 @@ def _forward(model: ir.Model, loss: str, output: str | None, prefix: str, changi
     for value in (cost, metric):
         value.shape, value.dtype = ir.Shape(()), ir.DataType.FLOAT
     graph.outputs[:] = [cost, metric]
+    infer_shapes(model)
     return _Forward(model, op, chosen, units, cost, metric, target, parameters, statistics)
 
 
