@@ -15,7 +15,7 @@ from surgery.autodiff.opset import raise_opset
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 
-__all__ = ["Context", "backward", "fused_rule", "no_gradient", "registered", "rule"]
+__all__ = ["Context", "backward", "differentiable", "fused_rule", "no_gradient", "registered", "rule"]
 
 Gradients = Sequence[ir.Value | None]
 Rule = Callable[["Context"], Gradients]
@@ -205,7 +205,7 @@ class Context:
         return op.Reshape(summed, op.Shape(like))
 
 
-def _differentiable(node: ir.Node, index: int) -> bool:
+def differentiable(node: ir.Node, index: int) -> bool:
     """Whether a gradient can flow from an output of `node` to its input `index`."""
     if node.op_type in _stops and node.domain == "":
         stops = _stops[node.op_type]
@@ -243,7 +243,7 @@ def backward(
     wanted: set[ir.Value] = set(wrt)
     path: list[ir.Node] = []
     for node in graph:
-        if any(v in wanted and _differentiable(node, i) for i, v in enumerate(node.inputs) if v is not None):
+        if any(v in wanted and differentiable(node, i) for i, v in enumerate(node.inputs) if v is not None):
             outputs = [o for o in node.outputs if o.dtype is None or o.dtype in _FLOATS]
             wanted.update(outputs)
             if outputs:
