@@ -15,7 +15,7 @@ from surgery.autodiff.opset import raise_opset
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 
-__all__ = ["Context", "backward", "differentiable", "fused_rule", "no_gradient", "registered", "rule"]
+__all__ = ["FLOATS", "Context", "backward", "differentiable", "fused_rule", "no_gradient", "registered", "rule"]
 
 Gradients = Sequence[ir.Value | None]
 Rule = Callable[["Context"], Gradients]
@@ -24,7 +24,7 @@ _rules: dict[str, Rule] = {}
 _fused_rules: dict[str, Rule] = {}
 # For an operator that some of its inputs have no gradient of, whatever their type: which ones. None: all.
 _stops: dict[str, frozenset[int] | None] = {}
-_FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 def rule(*op_types: str) -> Callable[[Rule], Rule]:
@@ -244,7 +244,7 @@ def backward(
     path: list[ir.Node] = []
     for node in graph:
         if any(v in wanted and differentiable(node, i) for i, v in enumerate(node.inputs) if v is not None):
-            outputs = [o for o in node.outputs if o.dtype is None or o.dtype in _FLOATS]
+            outputs = [o for o in node.outputs if o.dtype is None or o.dtype in FLOATS]
             wanted.update(outputs)
             if outputs:
                 path.append(node)

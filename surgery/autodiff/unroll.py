@@ -47,7 +47,13 @@ class Splicer:
         self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], count: int = 1, **attributes: Any
     ) -> list[ir.Value]:
         """Inserts an operator and returns its outputs."""
-        node = ir.node(op_type, inputs, attributes, num_outputs=count, name=self.fresh(f"{before.name}/{op_type}"))
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            num_outputs=count,
+            name=self.fresh(f"{before.name or before.op_type}/{op_type}"),
+        )
         for output in node.outputs:
             output.name = self.fresh(str(node.name))
         self.graph.insert_before(before, node)
@@ -71,10 +77,10 @@ class Splicer:
         nodes = list(body)
         body.remove(nodes)
         for node in nodes:
-            node.name = self.fresh(f"{before.name}/{node.name or node.op_type}")
+            node.name = self.fresh(f"{before.name or before.op_type}/{node.name or node.op_type}")
             for output in node.outputs:
                 if output.name:
-                    output.name, output.shape = self.fresh(f"{before.name}/{output.name}"), None
+                    output.name, output.shape = self.fresh(f"{before.name or before.op_type}/{output.name}"), None
             self.graph.insert_before(before, node)
         return [given.get(o) or o for o in outputs]
 

@@ -1,0 +1,267 @@
+"""Functions, control flow, and operators that ONNX defines by a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from surgery import runtime
+from surgery.autodiff.api import gradient
+from surgery.autodiff.backward import registered
+from surgery.autodiff.prepare import prepare
+from surgery.errors import SurgeryError
+
+pytestmark = pytest.mark.training
+
+X = np.array([[0.3, -0.2, 0.5], [0.1, 0.9, -0.4]], np.float32)
+W = np.array([0.5, -1.0, 2.0], np.float32)
+
+
+def _model(
+    body: str, version: int = 17, functions: str = "", inputs: str = "float[2, 3] x", constants: str = ""
+) -> ir.Model:
+    text = f"""
+    <ir_version: 8, opset_import: ["" : {version}, "own" : 1]>
+    net ({inputs}) => (float[m, n] y)
+    <float[3] w = {{0.5, -1, 2}}{constants}>
+    {{ {body} }}
+    {functions}
+    """
+    return ir.from_proto(onnx.parser.parse_model(text))
+
+
+def _check(model: ir.Model, expression: Callable[..., torch.Tensor], **feeds: np.ndarray) -> ir.Model:
+    """The model's output and its gradient by x and w are those of a PyTorch expression."""
+    made = gradient(model, of="y", wrt=["x", "w"], weight=1.0)
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+    session = runtime.session(made, ["CPUExecutionProvider"], threads=1)
+    y, dx, dw = session.run(["y", "gradient/x", "gradient/w"], {"x": X, **feeds})
+    x, w = torch.tensor(X, requires_grad=True), torch.tensor(W, requires_grad=True)
+    expected = expression(x, w)
+    np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-5)
+    for found, value in zip((dx, dw), torch.autograd.grad(expected.sum(), [x, w]), strict=True):
+        np.testing.assert_allclose(found, value.numpy(), rtol=1e-5)
+    return made
+
+
+def _operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph.all_nodes()]
+
+
+def test_functions_are_inlined() -> None:
+    functions = """
+    <domain: "own", opset_import: ["" : 17, "own" : 1]> square (a) => (b) { b = Mul(a, a) }
+    <domain: "own", opset_import: ["" : 17, "own" : 1]> fourth (a) => (c) { b = own.square(a) c = own.square(b) }
+    """
+    _check(_model("h = Mul(x, w) y = own.fourth(h)", functions=functions), lambda x, w: (x * w) ** 4)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_if_goes_by_a_known_shape(size: int) -> None:
+    body = f"""
+        shape = Shape(x)
+        last = Constant<value_int: int = 1>()
+        dim = Gather(shape, last)
+        wanted = Constant<value_int: int = {size}>()
+        same = Equal(dim, wanted)
+        h = If (same) <
+            then_branch = yes () => (float[2, 3] t) {{ t = Mul(x, w) }},
+            else_branch = no () => (float[2, 3] e) {{ f = Mul(x, x) e = Add(f, w) }}
+        >
+        y = Identity(h)
+    """
+    expression = (lambda x, w: x * w) if size == 3 else (lambda x, w: x * x + w)
+    made = _check(_model(body, inputs="float[n, 3] x"), expression)
+    assert "If" not in _operators(made)
+
+
+def test_if_on_data_is_an_error_on_the_way_only() -> None:
+    body = """
+        zero = Constant<value_float: float = 0.0>()
+        sum = ReduceSum<keepdims: int = 0>({source})
+        flag = Greater(sum, zero)
+        h = If (flag) <
+            then_branch = yes () => (float[2, 3] t) {{ t = Mul({source}, {source}) }},
+            else_branch = no () => (float[2, 3] e) {{ e = Identity({source}) }}
+        >
+        y = Mul(h, w)
+    """
+    with pytest.raises(SurgeryError, match=r"If '.*' cannot be differentiated: its condition 'flag' depends on data"):
+        gradient(_model(body.format(source="x")), of="y", wrt=["x"], weight=1.0)
+    made = gradient(_model(body.format(source="x")), of="y", wrt=["w"], weight=1.0)
+    session = runtime.session(made, ["CPUExecutionProvider"], threads=1)
+    np.testing.assert_allclose(session.run(["gradient/w"], {"x": X})[0], (X * X).sum(0), rtol=1e-6)
+
+
+LOOP = """
+    trips = Constant<value_int: int = 3>()
+    going = Constant<value_ints: ints = [1]>()
+    bool_ = Cast<to: int = 9>(going)
+    axis = Constant<value_ints: ints = [0]>()
+    on = Squeeze(bool_, axis)
+    last, all = Loop (trips, on, x) <
+        body = round (int64 i, bool cond, float[2, 3] state) => (bool next, float[2, 3] new, float[2, 3] out) {{
+            number = Cast<to: int = 1>(i)
+            scaled = Mul(state, w)
+            new = Add(scaled, number)
+            out = Mul(new, new)
+            {goes_on}
+        }}
+    >
+    collected = ReduceSum<keepdims: int = 0>(all, axis)
+    y = Add(last, collected)
+"""
+
+
+def _looped(rounds: int) -> Callable[..., torch.Tensor]:
+    def expression(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(x)
+        for i in range(rounds):
+            x = x * w + i
+            total = total + x * x
+        return x + total
+
+    return expression
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "rounds"),
+    [
+        ("next = Identity(cond)", 3),
+        ("one = Constant<value_int: int = 1>() next = Less(i, one)", 2),
+    ],
+)
+def test_loop_is_unrolled(goes_on: str, rounds: int) -> None:
+    made = _check(_model(LOOP.format(goes_on=goes_on)), _looped(rounds))
+    assert "Loop" not in _operators(made)
+
+
+def test_loop_on_data_is_an_error() -> None:
+    goes_on = (
+        "zero = Constant<value_float: float = 0.0>() s = ReduceSum<keepdims: int = 0>(new) next = Greater(s, zero)"
+    )
+    with pytest.raises(SurgeryError, match=r"Loop '.*' cannot be differentiated: whether it goes on, 'next', depends"):
+        gradient(_model(LOOP.format(goes_on=goes_on)), of="y", wrt=["x"], weight=1.0)
+    body = LOOP.format(goes_on="next = Identity(cond)").replace("trips = Constant<value_int: int = 3>()", "")
+    with pytest.raises(SurgeryError, match=r"how often it runs, 'trips', depends on data"):
+        gradient(_model(body, inputs="float[2, 3] x, int64 trips"), of="y", wrt=["x"], weight=1.0)
+
+
+@pytest.mark.parametrize("back", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_scan_is_unrolled(back: int, axis: int) -> None:
+    size = (3, 2)[axis]
+    body = f"""
+        start = ConstantOfShape<value = float[1] {{1}}>(shape)
+        last, rows = Scan<num_scan_inputs = 1, scan_input_axes: ints = [{axis}], scan_input_directions: ints = [{back}],
+                          scan_output_axes: ints = [{axis}], scan_output_directions: ints = [{back}],
+            body = step (float[{size}] state, float[{size}] row) => (float[{size}] new, float[{size}] out) {{
+                grown = Add(state, row)
+                new = Mul(grown, row)
+                out = Sub(grown, row)
+            }}
+        > (start, x)
+        y = Mul(rows, w)
+    """
+    model = _model(body, constants=f", int64[1] shape = {{{size}}}")
+
+    def expression(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        rows, state = [], torch.ones(size)
+        parts = list(x.unbind(axis))
+        for row in reversed(parts) if back else parts:
+            grown = state + row
+            rows.append(grown - row)
+            state = grown * row
+        return torch.stack(rows[::-1] if back else rows, axis) * w
+
+    assert "Scan" not in _operators(_check(model, expression))
+
+
+def test_scan_of_unknown_length_is_an_error() -> None:
+    body = """
+        last, y = Scan<num_scan_inputs = 1,
+            body = step (float[3] state, float[3] row) => (float[3] new, float[3] out) {
+                new = Add(state, row)
+                out = Identity(new)
+            }
+        > (w, x)
+    """
+    with pytest.raises(SurgeryError, match=r"Scan '.*' cannot be differentiated: the length of 'x' is unknown"):
+        gradient(_model(body, inputs="float[n, 3] x"), of="y", wrt=["x"], weight=1.0)
+
+
+def test_parameters_of_a_loop_are_shared() -> None:
+    body = LOOP.format(goes_on="next = Identity(cond)")
+    model = _model(body)
+    loop = next(n for n in model.graph if n.op_type == "Loop")
+    inner = loop.attributes["body"].as_graph()
+    own = ir.val("scale", const_value=ir.tensor(W, name="scale"))
+    inner.register_initializer(own)
+    for node in inner:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.name == "w":
+                node.replace_input_with(index, own)
+    prepare(model, [model.graph.inputs[0]])
+    assert "scale" in model.graph.initializers
+    made = gradient(model, of="y", wrt=["scale"], weight=1.0)
+    x, w = torch.tensor(X), torch.tensor(W, requires_grad=True)
+    expected = torch.autograd.grad(_looped(3)(x, w).sum(), w)[0]
+    session = runtime.session(made, ["CPUExecutionProvider"], threads=1)
+    np.testing.assert_allclose(session.run(["gradient/scale"], {"x": X})[0], expected.numpy(), rtol=1e-5)
+
+
+# Operators without a rule of their own, and what they are in PyTorch.
+FUNCTIONS: list[tuple[str, int, Callable[[torch.Tensor], torch.Tensor]]] = [
+    ("CenterCropPad<axes: ints = [1]>(h, two)", 18, lambda h: h[:, :2]),
+]
+
+
+@pytest.mark.parametrize(("call", "version", "function"), FUNCTIONS)
+def test_function_bodied_operators_are_expanded(
+    call: str, version: int, function: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    body = f"two = Constant<value_ints: ints = [2]>() h = Mul(x, w) y = {call}"
+    assert call.partition("<")[0] not in registered()
+    _check(_model(body, version), lambda x, w: function(x * w))
+
+
+def test_cross_entropy_is_expanded() -> None:
+    body = 'h = Mul(x, w) y = SoftmaxCrossEntropyLoss<reduction: string = "none">(h, labels)'
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 3] x, int64[n] labels) => (float[n] y) <float[3] w = {{0.5, -1, 2}}> {{ {body} }}
+    """
+    labels = np.array([2, 0])
+    _check(
+        ir.from_proto(onnx.parser.parse_model(text)),
+        lambda x, w: torch.nn.functional.cross_entropy(x * w, torch.tensor(labels), reduction="none"),
+        labels=labels,
+    )
+
+
+def test_what_is_not_on_the_way_stays() -> None:
+    body = """
+        h = CenterCropPad<axes: ints = [1]>(x, three)
+        y = Mul(h, w)
+    """
+    model = _model(body, 18, constants=", int64[1] three = {3}")
+    prepare(model, [model.graph.initializers["w"]])
+    assert _operators(model) == ["CenterCropPad", "Mul"]
+
+
+def _names(model: ir.Model) -> list[Any]:
+    return [o.name for n in model.graph for o in n.outputs]
+
+
+def test_names_stay_unique_and_those_of_replaced_outputs_stay() -> None:
+    model = _model(LOOP.format(goes_on="next = Identity(cond)"))
+    prepare(model, [model.graph.inputs[0]])
+    names = _names(model)
+    assert len(names) == len(set(names))
+    assert {"last", "all", "y"} <= set(names)
