@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
-from surgery.autodiff import backward
+from surgery.autodiff import backward, prepare, why_no_gradient
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
@@ -105,9 +105,12 @@ def _forward(model: ir.Model, loss: str, output: str | None, prefix: str, changi
     _free_batch(graph)
     graph.outputs[:] = [graph.outputs[index]]
     RemoveUnusedNodesPass()(model)
-    infer_shapes(model)
     parameters = trainable_parameters(model) if changing else []
     statistics = _parameters(model, statistics=True) if changing else []
+    if changing:
+        prepare(model, parameters)
+    else:
+        infer_shapes(model)
     for value in [*parameters, *statistics]:
         graph.initializers.pop(value.name or "", None)
         graph.inputs.append(value)
@@ -162,6 +165,8 @@ def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
     graph, op = forward.model.graph, forward.op
     running: dict[str, ir.Value] = {}
     trained = set(forward.statistics)
+    # The runtimes draw a mask from the seed plus the number of runs so far: neighbouring seeds would share their masks.
+    seeds = [int(s) >> 2 | 1 for s in np.random.SeedSequence(seed).generate_state(len(graph))]
     count = 0
     for node in list(graph):
         if node.op_type == "Dropout" and node.domain == "":
@@ -170,7 +175,7 @@ def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
             if ratio is None:
                 node.replace_input_with(1, op.constant(0.5, ir.DataType.FLOAT))
             node.replace_input_with(2, op.constant(np.array(True)))
-            node.attributes["seed"] = ir.AttrInt64("seed", (seed * 1_000_003 + count) % (2**31))
+            node.attributes["seed"] = ir.AttrInt64("seed", seeds[count])
             count += 1
         elif node.op_type == "BatchNormalization" and node.inputs[3] in trained:
             node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
@@ -220,9 +225,7 @@ def training_step(
 
     for parameter in forward.parameters:
         if parameter not in gradients:
-            raise SurgeryError(
-                f"no gradient reaches parameter {parameter.name!r}: the operators behind it have none; freeze its layer"
-            )
+            raise SurgeryError(why_no_gradient(parameter, [forward.cost]))
 
         def state(slot: str, parameter: ir.Value = parameter) -> ir.Value:
             name = f"{parameter.name}/{slot}"

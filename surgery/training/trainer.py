@@ -68,7 +68,7 @@ def train(
     data: Source,
     settings: TrainSettings | None = None,
     *,
-    validation: Source | None = None,
+    validation: Source | float | None = None,
     device: runtime.Device = "auto",
     callbacks: Sequence[Callback] = (),
     **changes: Any,
@@ -79,7 +79,8 @@ def train(
         model: A model with marks.
         data: What to train on: a path (`.npz` or a folder of images), ``(examples, targets)`` or a `Dataset`.
         settings: How to train.
-        validation: What to watch; by default the validation part that `data` has, or the share that the settings say.
+        validation: What to watch, or the share of `data` to split off for it; by default the validation part that
+            `data` has, or the share that the settings say.
         device: Where to run; ``auto`` takes CUDA where it starts.
         callbacks: What to tell how it goes.
         **changes: Fields of `TrainSettings` that differ from `settings`, such as ``epochs=20``.
@@ -91,6 +92,8 @@ def train(
     Raises:
         SurgeryError: The data do not fit the model, nothing is trainable, or an operator has no gradient.
     """
+    if isinstance(validation, float):
+        changes["validation"], validation = validation, None
     settings = TrainSettings(**{**(settings or TrainSettings()).model_dump(), **changes})
     providers = runtime.providers(device)
     step = training_step(
