@@ -156,3 +156,64 @@ def test_conv_padded_less_than_nothing_by_one_runtime(rng: np.random.Generator) 
     found = gradients(operator, {0: np.ones((1, 1, 1), np.float32)})
     np.testing.assert_allclose(found[0], [[[w.item(), 0, 0]]])
     np.testing.assert_allclose(found[1], [[[x[0, 0, 0]]]])
+
+
+TRANSPOSED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "plain": ((2, 3, 4, 5), (3, 4, 3, 3), {}),
+    "padded": ((2, 3, 4, 5), (3, 4, 3, 2), {"pads": [1, 0, 1, 1]}),
+    "2x2 by 2": ((2, 3, 4, 5), (3, 2, 2, 2), {"strides": [2, 2]}),
+    "strided": ((2, 3, 4, 5), (3, 4, 3, 4), {"strides": [2, 3], "pads": [1, 1, 0, 1], "output_padding": [1, 2]}),
+    "gaps": ((2, 3, 4, 3), (3, 2, 2, 1), {"strides": [3, 2]}),
+    "dilated": ((2, 3, 4, 5), (3, 4, 3, 2), {"dilations": [2, 3], "pads": [1, 1, 1, 0], "strides": [1, 2]}),
+    "groups": ((2, 4, 4, 5), (4, 3, 3, 3), {"group": 2, "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "depthwise": ((2, 4, 4, 5), (4, 1, 3, 3), {"group": 4, "strides": [2, 2]}),
+    "1-D": ((2, 3, 7), (3, 2, 4), {"strides": [2], "pads": [1, 1]}),
+    "3-D": ((1, 2, 3, 2, 3), (2, 3, 2, 3, 2), {"strides": [1, 2, 2], "pads": [0, 1, 0, 1, 1, 0]}),
+}
+
+
+def _check_transposed(rng: np.random.Generator, name: str, **kwargs: Any) -> None:
+    x, w, attributes = TRANSPOSED[name]
+    spatial = len(w) - 2
+    pads, extra = attributes.get("pads", [0] * 2 * spatial), attributes.get("output_padding", [0] * spatial)
+
+    def expression(x: Any, w: Any, b: Any) -> Any:
+        """All that the windows reach, filled up by output_padding, without the padding."""
+        function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial]
+        strides, dilations = attributes.get("strides", 1), attributes.get("dilations", 1)
+        full = function(x, w, stride=strides, dilation=dilations, groups=attributes.get("group", 1))
+        full = padded(full, [0] * spatial + extra)
+        for i in range(spatial):
+            full = full.narrow(2 + i, pads[i], full.shape[2 + i] - pads[i] - pads[spatial + i])
+        return full + b.reshape(-1, *[1] * spatial)
+
+    bias = _normal(rng, w[1] * attributes.get("group", 1))
+    check(Operator("ConvTranspose", [_normal(rng, *x), _normal(rng, *w), bias], attributes, **kwargs), expression)
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_conv_transpose(rng: np.random.Generator, name: str, symbolic: bool) -> None:
+    x = TRANSPOSED[name][0]
+    unknown = {0: ["batch", x[1], *[f"s{i}" for i in range(len(x) - 2)]]} if symbolic else False
+    _check_transposed(rng, name, symbolic=unknown, opset=13)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+        {"auto_pad": "SAME_UPPER", "strides": [1, 2]},
+        {"auto_pad": "VALID", "strides": [2, 1]},
+        {"output_shape": [8, 10], "strides": [2, 2]},
+        {"output_shape": [9, 9], "strides": [2, 2]},
+        {"output_shape": [7, 11], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"output_shape": [7, 10], "strides": [2, 2], "auto_pad": "SAME_LOWER"},
+    ],
+    ids=str,
+)
+def test_conv_transpose_of_worked_out_padding(rng: np.random.Generator, attributes: dict[str, Any]) -> None:
+    """By differences alone: the runtime decides which side gets more of an odd padding."""
+    x, w, b = _normal(rng, 2, 3, 4, 5), _normal(rng, 3, 2, 3, 4), _normal(rng, 2)
+    check(Operator("ConvTranspose", [x, w, b], attributes, opset=13), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import onnx_ir as ir
@@ -121,8 +120,7 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
         rest = [r or 0 for r in win.rest]
         end = [q + max(-r, 0) for q, r in zip(win.end, rest, strict=True)]
         extra = [max(r, 0) for r in rest]
-        large = any(e >= max(s, d) for e, s, d in zip(extra, win.strides, win.dilations, strict=True))
-        if not large:
+        if all(e < s for e, s in zip(extra, win.strides, strict=True)):  # more is an error or wrong by the runtime
             return op.ConvTranspose(dy, w, pads=[*win.begin, *end], output_padding=extra, **attributes)
     # The size is unknown (or odd): all that windows reach, cut or filled up to the input's shape.
     full = op.ConvTranspose(dy, w, **attributes)
