@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -14,9 +15,11 @@ from converters.caffe.context import Context, Dim, LayerFunction, find_layer, kn
 from converters.caffe.parameters import Parameters
 from converters.caffe.phases import included
 from converters.caffe.read import Source
+from converters.caffe.transform import find_mean, find_transformation, preprocessing
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 from surgery.io import IR_VERSION, MAX_OPSET
+from surgery.marks import set_preprocessing
 
 __all__ = ["Builder"]
 
@@ -34,6 +37,7 @@ class Builder:
     Attributes:
         path: The file that errors name.
         data: Inputs that were data layers' tops, with the layers.
+        last_resort: Tops that are the outputs of a net that has no other.
     """
 
     def __init__(
@@ -52,16 +56,20 @@ class Builder:
         self.op = Emitter(self.graph)
         self.parameters = Parameters(source, self.graph, seed)
         self.data: dict[ir.Value, LayerParameter] = {}
+        self.last_resort: list[str] = []
         self.layers = included(source.net)
+        self._means: dict[str, np.ndarray | None] = {}
         self._batches: dict[int, str] = {}  # batch size of the definition → its dimension's name
         self._custom = custom
         self._tops: dict[str, ir.Value] = {}
         self._wanted: dict[ir.Value, str] = {}  # the first top that each value was
-        self._outputs: dict[str, ir.Value] = {}  # tops that no layer has read yet, and what loss layers declare
-        self._declared: set[str] = set()
+        self._unread: dict[str, ir.Value] = {}  # tops that no layer has read yet
+        self._declared: dict[ir.Value, str] = {}  # outputs that loss layers declare
+        self._deferred: list[tuple[LayerParameter, ir.Value, str, str, dict[str, int]]] = []
         self._value_names: Counter[str] = Counter()
         self._node_names: Counter[str] = Counter()
         self._dims = 0
+        self._recurrent = any(layer.type in ("LSTM", "RNN") for layer in self.layers)  # time comes before the batch
         self._reads = _count_reads(self.layers)
         self._versions: Counter[str] = Counter()
         self._makers = {top: layer.name for layer in reversed(self.layers) for top in layer.top}
@@ -76,9 +84,13 @@ class Builder:
             raise SurgeryError(f"{self.path}: has no layers; is it a Caffe net definition?")
         for layer in self.layers:
             self._layer(layer)
+        if self.shapes:
+            names = [str(value.name) for value in self.graph.inputs]
+            raise SurgeryError(f"{self.path}: no input takes the shape for {', '.join(self.shapes)}; it has {names}")
         self.parameters.finish()
         model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="onnx-surgery")
         self._finish(model)
+        self._describe(model)
         return model
 
     def _layer(self, layer: LayerParameter) -> None:
@@ -97,14 +109,13 @@ class Builder:
             context.shaped(value, context.dims(value if value.shape is not None else None))
         self._name_node(layer, before, tops)
         for name in layer.bottom:
-            if name not in self._declared:
-                self._outputs.pop(name, None)
+            self._unread.pop(name, None)
         for name, value in zip(layer.top, tops, strict=False):
             self._versions[name] += 1
             self._tops[name] = value
             self._wanted.setdefault(value, name)
             if value in bottoms or not value.is_graph_input():
-                self._outputs[name] = value
+                self._unread[name] = value
 
     def _function(self, context: Context) -> LayerFunction:
         function = find_layer(context.layer.type) or self._custom
@@ -138,15 +149,36 @@ class Builder:
         """How many layers read what `top` holds at this layer."""
         return self._reads[top, self._versions[top]]
 
-    def top(self, name: str) -> ir.Value | None:
-        """What the top `name` holds at this layer."""
-        return self._tops.get(name)
+    def first_top(self, value: ir.Value) -> str | None:
+        """The first top that `value` was."""
+        return self._wanted.get(value)
 
     def declare_output(self, name: str, value: ir.Value) -> None:
-        """Makes `value` an output of the net; its name is `name` where it has none of its own yet."""
-        name = self._wanted.setdefault(value, name)
-        self._outputs[name] = value
-        self._declared.add(name)
+        """Makes `value` an output of the net; its name is `name` where it was no top."""
+        self._declared.setdefault(value, self._wanted.get(value, name))
+
+    def defer_output(self, c: Context, op_type: str, name: str = "", **attributes: int) -> None:
+        """Makes `op_type` of the first bottom an output, once it is known whether another layer computes it as well.
+
+        Its name is `name`, else "prob", or ``<layer>/prob`` where there are several.
+        """
+        self._deferred.append((c.layer, c.x, op_type, name, attributes))
+
+    def _activate_losses(self) -> None:
+        unnamed = sum(not name for _, _, _, name, _ in self._deferred)
+        for layer, x, op_type, name, attributes in self._deferred:
+            same = (
+                node
+                for node in x.consumers()
+                if node.op_type == op_type and all(node.attributes.get_int(k, 1) == v for k, v in attributes.items())
+            )
+            node = next(same, None)
+            if node is None:
+                value = getattr(self.op, op_type)(x, _name=_unique(layer.name, self._node_names), **attributes)
+                value.shape, value.type = x.shape, ir.TensorType(ir.DataType.FLOAT)
+            else:
+                value = node.outputs[0]
+            self.declare_output(name or ("prob" if unnamed == 1 else f"{layer.name}/prob"), value)
 
     def add_input(self, name: str, dims: Sequence[Dim]) -> ir.Value:
         """Adds an input of the net."""
@@ -165,6 +197,8 @@ class Builder:
         """The batch's dimension of input `name`: "N", and another where an input has another first dimension."""
         if self.batch is not None:
             return self.batch
+        if self._recurrent:
+            return size
         return self._batches.setdefault(size, "N" if not self._batches else f"N_{name}")
 
     def batch_size(self, dim: Dim) -> int | None:
@@ -182,8 +216,12 @@ class Builder:
 
     def _finish(self, model: ir.Model) -> None:
         """Declares the outputs, drops what leads to none, and names values by their tops."""
-        self.op.prefix = ""
-        for name, value in self._outputs.items():
+        self._activate_losses()
+        if not self._declared and not self._unread:
+            for name in self.last_resort:
+                self.declare_output(name, self._tops[name])
+        outputs = [(name, value) for name, value in self._unread.items() if value not in self._declared]
+        for name, value in [*outputs, *((name, value) for value, name in self._declared.items())]:
             if value.is_graph_input() or value.is_initializer() or value in self.graph.outputs:
                 dims, value = value.shape, self.op.Identity(value, _name=_unique(name, self._node_names))
                 value.shape, value.type = dims, ir.TensorType(ir.DataType.FLOAT)
@@ -196,6 +234,25 @@ class Builder:
         for value in [v for v in self.data if not v.uses()]:
             self.graph.inputs.remove(value)
         self._name_values()
+
+    def _describe(self, model: ir.Model) -> None:
+        """Writes how images become the input, from the definition's data layer or the one the net was trained with."""
+        layers = {value: layer for value, layer in self.data.items() if value in self.graph.inputs}
+        trained = self.source.trained and find_transformation(self.source.trained)
+        if not layers and trained and self.graph.inputs:
+            layers = {self.graph.inputs[0]: trained}
+        for value, layer in layers.items():
+            assert value.shape is not None
+            dims = [d if isinstance(d, int) else str(d.value) for d in value.shape]
+            if how := preprocessing(layer, dims, self.mean_image(layer)):
+                set_preprocessing(model, str(value.name), how)
+
+    def mean_image(self, layer: LayerParameter) -> np.ndarray | None:
+        """The mean image [C, H, W] that a data layer names, if it is found."""
+        name = layer.transform_param.mean_file
+        if name not in self._means:
+            self._means[name] = find_mean(layer, self.source.folder)
+        return self._means[name]
 
     def _name_values(self) -> None:
         """A top's name goes to what it holds in the end; what it held before a layer ran in place gets two parts."""

@@ -99,6 +99,10 @@ class Context:
                 f"takes {bottoms} bottom and {tops} top, and has {len(self.bottoms)} and {len(self.layer.top)}"
             )
 
+    def is_top(self, value: ir.Value, name: str) -> bool:
+        """Whether `value` was first the top `name`, not another name for another layer's."""
+        return self.builder.first_top(value) == name
+
     def dims(self, value: ir.Value | None = None) -> list[Dim]:
         """The dimensions of `value`, by default of the first bottom."""
         value = value if value is not None else self.x
@@ -160,6 +164,12 @@ class Context:
         if filler is None or not filler.ListFields():
             filler = FillerParameter(type=default, value=value)
         return self.builder.parameters.get(self, index, role, tuple(shape), filler, tuple(blob_shape or shape))
+
+    def constant(self, role: str, data: np.ndarray) -> ir.Value:
+        """Returns an initializer ``<layer>.<role>`` that training must not change."""
+        value = self.builder.parameters.add(self, role, data)
+        set_marks(value, trainable=False)
+        return value
 
     def blob(self, index: int, role: str, shape: Sequence[int]) -> np.ndarray | None:
         """Returns blob `index` of the layer as the file has it, checked against `shape`; None without weights."""

@@ -29,6 +29,7 @@ class Source:
         weights: The blobs of each layer that has any, by layer name.
         path: The file that errors name: the definition, or the weights where the definition comes from there.
         weights_path: The file of the weights, if there is one.
+        trained: The definition of the training net, which is in the weights' file.
         folder: Where files that the definition names may lie.
     """
 
@@ -36,6 +37,7 @@ class Source:
     weights: dict[str, list[Blob]]
     path: Path
     weights_path: Path | None
+    trained: NetParameter | None = None
 
     @property
     def folder(self) -> Path:
@@ -109,16 +111,15 @@ def read_source(source: Path, weights: Path | None = None) -> Source:
     """
     definition, weights = find_files(source, weights)
     blobs: dict[str, list[Blob]] = {}
-    net = None
+    trained = net = None
     if weights is not None:
-        net, blobs = _read_weights(weights)
-    if definition is not None:
-        net = upgrade(parse_text(definition, NetParameter), definition)
-    elif net is None or not net.layer:
+        trained, blobs = _read_weights(weights)
+    net = upgrade(parse_text(definition, NetParameter), definition) if definition is not None else trained
+    if net is None or (definition is None and not net.layer):
         raise SurgeryError(f"{source}: holds weights only; put its .prototxt next to it or name that instead")
     path = definition or weights
     assert path is not None
-    return Source(net, blobs, path, weights)
+    return Source(net, blobs, path, weights, trained)
 
 
 _M = TypeVar("_M", NetParameter, SolverParameter)

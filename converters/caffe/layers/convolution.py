@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from converters.caffe.context import Context, Dim, layer
 
-__all__ = ["spatial"]
+__all__ = ["output_sizes", "window"]
 
 
-def spatial(c: Context, param: object, name: str, rank: int, default: int | None) -> list[int]:
+def _spatial(c: Context, param: object, name: str, rank: int, default: int | None) -> list[int]:
     """One of kernel_size, pad, stride, dilation for each spatial axis: ``x``, ``x: a x: b``, or ``x_h`` and ``x_w``."""
     values = list(getattr(param, name))
     short = name.removesuffix("_size")
@@ -27,21 +27,19 @@ def spatial(c: Context, param: object, name: str, rank: int, default: int | None
     return values * rank if len(values) == 1 else values
 
 
-def _window(c: Context) -> tuple[list[int], list[int], list[int], list[int]]:
+def window(c: Context) -> tuple[list[int], list[int], list[int], list[int]]:
     """Kernel, pad, stride and dilation, checked."""
     param = c.layer.convolution_param
     rank = c.rank() - 2
     if param.axis not in (1, 1 - c.rank()) or rank < 1:
         raise c.error(f"convolves over axes behind {param.axis} of {c.rank()}; only axis 1 can be converted")
-    kernel = spatial(c, param, "kernel_size", rank, None)
-    stride = spatial(c, param, "stride", rank, 1)
-    pad = spatial(c, param, "pad", rank, 0)
-    dilation = spatial(c, param, "dilation", rank, 1)
+    kernel = _spatial(c, param, "kernel_size", rank, None)
+    stride = _spatial(c, param, "stride", rank, 1)
+    pad = _spatial(c, param, "pad", rank, 0)
+    dilation = _spatial(c, param, "dilation", rank, 1)
     for name, values in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
         if min(values) < 1:
             raise c.error(f"{name} is {min(values)} and must be 1 or more")
-    if param.num_output < 1 or param.group < 1:
-        raise c.error("num_output and group must be 1 or more")
     return kernel, pad, stride, dilation
 
 
@@ -52,11 +50,17 @@ def _channels(c: Context, outputs: bool) -> int:
     return c.size(1)
 
 
+def _check_outputs(c: Context) -> None:
+    if c.layer.convolution_param.num_output < 1 or c.layer.convolution_param.group < 1:
+        raise c.error("num_output and group must be 1 or more")
+
+
 @layer("Convolution", "DepthwiseConvolution", "ConvolutionDepthwise")
 def convolution(c: Context) -> list[ir.Value]:
     """Convolution as Conv. Several bottoms go through the same weights, each to a top of its own."""
     param = c.layer.convolution_param
-    kernel, pad, stride, dilation = _window(c)
+    kernel, pad, stride, dilation = window(c)
+    _check_outputs(c)
     channels = _channels(c, outputs=False)
     group = param.group if c.layer.type == "Convolution" or param.HasField("group") else channels
     if channels % group or param.num_output % group:
@@ -66,15 +70,22 @@ def convolution(c: Context) -> list[ir.Value]:
     for x in c.bottoms:
         dims = c.dims(x)
         _same_channels(c, x, channels)
-        sizes: list[Dim | None] = [
-            None if isinstance(d, str) else (d + 2 * p - q * (k - 1) - 1) // s + 1
-            for d, k, p, s, q in zip(dims[2:], kernel, pad, stride, dilation, strict=True)
-        ]
+        sizes = output_sizes(dims[2:], kernel, pad, stride, dilation)
         y = c.op.Conv(
             x, weight, bias, kernel_shape=kernel, pads=pad * 2, strides=stride, dilations=dilation, group=group
         )
         tops.append(c.shaped(y, [dims[0], param.num_output, *sizes]))
     return tops
+
+
+def output_sizes(
+    sizes: Sequence[Dim], kernel: list[int], pad: list[int], stride: list[int], dilation: list[int]
+) -> list[Dim | None]:
+    """The sizes behind a convolution; None for those that are not known."""
+    return [
+        None if isinstance(d, str) else (d + 2 * p - q * (k - 1) - 1) // s + 1
+        for d, k, p, s, q in zip(sizes, kernel, pad, stride, dilation, strict=True)
+    ]
 
 
 def _same_channels(c: Context, x: ir.Value, channels: int) -> None:
@@ -93,7 +104,8 @@ def _parameters(c: Context, shape: Sequence[int]) -> tuple[ir.Value, ir.Value | 
 def deconvolution(c: Context) -> list[ir.Value]:
     """Deconvolution as ConvTranspose; the weight is [channels, outputs / group, …] in both."""
     param = c.layer.convolution_param
-    kernel, pad, stride, dilation = _window(c)
+    kernel, pad, stride, dilation = window(c)
+    _check_outputs(c)
     channels = _channels(c, outputs=True)
     if channels % param.group or param.num_output % param.group:
         raise c.error(f"{channels} channels and {param.num_output} outputs do not divide into {param.group} groups")

@@ -53,3 +53,19 @@ def _inputs(c: Context, dims: list[Dim]) -> int:
     if shape is not None and len(shape) >= 2:
         return shape[-2 if c.layer.inner_product_param.transpose else -1]
     return math.prod(c.size(axis) for axis in range(c.rank() - len(dims), c.rank()))
+
+
+@layer("Embed")
+def embed(c: Context) -> ir.Value:
+    """A row of the weight for each number of the bottom."""
+    c.need(1)
+    param = c.layer.embed_param
+    if param.num_output < 1 or param.input_dim < 1:
+        raise c.error("num_output and input_dim must be 1 or more")
+    weight = c.parameter(0, "weight", [param.input_dim, param.num_output], param.weight_filler, "xavier")
+    rows = c.op.Gather(weight, c.op.Cast(c.x, to=ir.DataType.INT64), axis=0, _name=c.name)
+    dims = [*c.dims(), param.num_output]
+    if not param.bias_term:
+        return c.shaped(rows, dims)
+    bias = c.parameter(1, "bias", [param.num_output], param.bias_filler)
+    return c.shaped(c.op.Add(rows, bias, _name=f"{c.name}/bias"), dims)

@@ -8,11 +8,12 @@ ceil_mode differs in both, and between versions of ONNX Runtime; so the end padd
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import onnx_ir as ir
 
-from converters.caffe.caffe_pb2 import PoolingParameter
+from converters.caffe.caffe_pb2 import PoolingParameter, SPPParameter
 from converters.caffe.context import Context, Dim, layer
 
 __all__ = ["Window", "average_pool", "max_pool"]
@@ -50,6 +51,7 @@ class Window:
 
 
 def _windows(c: Context) -> list[Window]:
+    """One for each spatial axis; none where the pooling is global."""
     param = c.layer.pooling_param
     if c.rank() != 4:
         raise c.error(f"pools four-dimensional bottoms; this one has {c.rank()} dimensions")
@@ -71,15 +73,26 @@ def _windows(c: Context) -> list[Window]:
 
 @layer("Pooling")
 def pooling(c: Context) -> ir.Value | list[ir.Value]:
+    """Maximum, average, or stochastic pooling, which at inference weighs each number by itself: Σx² / Σx.
+
+    A second top of MAX pooling is where each maximum was: row · width + column.
+    """
     param = c.layer.pooling_param
     windows = _windows(c)
+    if len(c.layer.top) == 2 and param.pool == PoolingParameter.MAX and windows:
+        return _max_pool_with_places(c, windows)
+    c.need(1)
     if not windows:
         return _global(c)
     if param.pool == PoolingParameter.MAX:
         return max_pool(c, c.x, windows)
     if param.pool == PoolingParameter.AVE:
         return average_pool(c, c.x, windows)
-    raise c.error("stochastic")
+    if any(w.pad for w in windows):
+        raise c.error("stochastic pooling has no padding")
+    squares = average_pool(c, c.shaped(c.op.Mul(c.x, c.x), c.dims()), windows)
+    plain = average_pool(c, c.x, windows)
+    return c.shaped(c.op.Div(squares, plain), c.dims(plain))
 
 
 def _global(c: Context) -> ir.Value:
@@ -91,6 +104,19 @@ def _global(c: Context) -> ir.Value:
     else:
         y = c.op.Div(c.op.GlobalAveragePool(c.op.Mul(c.x, c.x)), c.op.GlobalAveragePool(c.x))
     return c.shaped(y, [*c.dims()[:2], 1, 1])
+
+
+def _max_pool_with_places(c: Context, windows: list[Window]) -> list[ir.Value]:
+    """ONNX counts places over the whole tensor, Caffe over the plane."""
+    op, end = c.op, _end_padding(c, c.x, windows)
+    if isinstance(end, ir.Value) or any(e >= w.kernel for e, w in zip(end, windows, strict=True)):
+        raise c.error("the places of its maxima need a known input size; give it with `shape`")
+    dims = [*c.dims()[:2], *_sizes(c, c.x, windows)]
+    plane = c.size(2) * c.size(3)
+    y, places = op.MaxPool(c.x, **_attributes(windows, [*(w.pad for w in windows), *end]), _name=c.name, _outputs=2)
+    places.dtype = ir.DataType.INT64
+    mask = op.Cast(op.Mod(places, op.constant(plane)), to=ir.DataType.FLOAT)
+    return [c.shaped(y, dims), c.shaped(mask, dims)]
 
 
 def _sizes(c: Context, x: ir.Value, windows: list[Window]) -> list[Dim | None]:
@@ -169,13 +195,40 @@ def _average_by_sums(c: Context, x: ir.Value, windows: list[Window], end: list[i
     return op.Div(sums, share)
 
 
+def _attributes(windows: list[Window], pads: list[int]) -> dict[str, list[int]]:
+    return {"kernel_shape": [w.kernel for w in windows], "strides": [w.stride for w in windows], "pads": pads}
+
+
 def _pool(c: Context, kind: str, x: ir.Value, windows: list[Window], pads: list[int], **attributes: int) -> ir.Value:
-    y = getattr(c.op, kind)(
-        x,
-        kernel_shape=[w.kernel for w in windows],
-        strides=[w.stride for w in windows],
-        pads=pads,
-        **attributes,
-    )
+    y = getattr(c.op, kind)(x, **_attributes(windows, pads), **attributes)
     assert isinstance(y, ir.Value)
     return y
+
+
+@layer("SPP")
+def spatial_pyramid(c: Context) -> ir.Value:
+    """Spatial pyramid pooling (He et al. 2014): 1, 4, 16, … windows over the whole, flattened and joined."""
+    c.need(1)
+    param, height, width = c.layer.spp_param, c.size(2), c.size(3)
+    if not 1 <= param.pyramid_height <= 16:
+        raise c.error(f"pyramid_height is {param.pyramid_height} and must be from 1 to 16")
+    levels = []
+    for level in range(param.pyramid_height):
+        bins = 2**level
+        windows = []
+        for size in (height, width):
+            kernel = -(-size // bins)
+            pad = (kernel * bins - size + 1) // 2
+            if pad >= kernel:
+                raise c.error(f"level {level} of the pyramid has {bins} windows for {size} places; that is too many")
+            windows.append(Window(kernel, kernel, pad))
+        if param.pool == SPPParameter.MAX:
+            pooled = max_pool(c, c.x, windows)
+        elif param.pool == SPPParameter.AVE:
+            pooled = average_pool(c, c.x, windows)
+        else:
+            raise c.error("stochastic pooling has no padding, which a pyramid needs")
+        sizes = [c.size(axis, pooled) for axis in (1, 2, 3)]
+        levels.append(c.shaped(c.op.Flatten(pooled, axis=1), [c.dims()[0], math.prod(sizes)]))
+    total = sum(c.size(1, each) for each in levels)
+    return c.shaped(c.op.Concat(*levels, axis=1), [c.dims()[0], total]) if len(levels) > 1 else levels[0]
