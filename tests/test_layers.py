@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 import pytest
 
 from surgery.errors import SurgeryError
 from surgery.layers import ancestors, descendants, find_layer, find_output, head, layers
 from surgery.marks import set_marks
-
-
-def parse(signature: str, body: str, weights: dict[str, list[int]], opset: int = 17) -> ir.Model:
-    """A model written in ONNX's text format, with named operators and weights of ones."""
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> g {signature} {{{body}}}')
-    for name, dims in weights.items():
-        count = 1
-        for dim in dims:
-            count *= dim
-        proto.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, dims, [1.0] * count))
-    for node in proto.graph.node:
-        node.name = node.name or node.output[0]
-    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-
-
-CNN = """c1 = Conv(x, w1, b1) r1 = Relu(c1) p1 = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r1)
-    c2 = Conv(p1, w2) n2 = BatchNormalization(c2, s, b, m, v) r2 = Relu(n2)
-    g = GlobalAveragePool(r2) f = Flatten(g) h = MatMul(f, w3) y = Add(h, b3)"""
-CNN_WEIGHTS = {
-    "w1": [4, 3, 3, 3],
-    "b1": [4],
-    "w2": [5, 4, 3, 3],
-    "s": [5],
-    "b": [5],
-    "m": [5],
-    "v": [5],
-    "w3": [5, 6],
-    "b3": [6],
-}
+from tests import graphs
+from tests.graphs import parse
 
 
 @pytest.fixture
 def cnn() -> ir.Model:
-    return parse("(float[N,3,10,10] x) => (float[N,6] y)", CNN, CNN_WEIGHTS)
+    return graphs.cnn()
 
 
 class TestLayers:

@@ -9,12 +9,13 @@ import pytest
 
 from surgery.errors import SurgeryError
 from surgery.selectors import select
-from tests.test_layers import CNN, CNN_WEIGHTS, parse
+from tests import graphs
+from tests.graphs import parse
 
 
 @pytest.fixture
 def cnn() -> ir.Model:
-    return parse("(float[N,3,10,10] x) => (float[N,6] y)", CNN, CNN_WEIGHTS)
+    return graphs.cnn()
 
 
 @pytest.mark.parametrize(

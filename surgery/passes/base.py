@@ -22,17 +22,19 @@ import dataclasses
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import onnx_ir as ir
 import pydantic.dataclasses
 from pydantic import ConfigDict
+from typing_extensions import dataclass_transform
 
 from surgery.io import infer_shapes
 
 __all__ = ["Change", "Pass", "Result", "pass_dataclass", "registry"]
 
 registry: dict[str, type[Pass]] = {}
+P = TypeVar("P", bound="Pass")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +56,21 @@ class Result(ir.passes.PassResult):
 
 
 class Pass(ir.passes.InPlacePass):
-    """Base class of Surgery's passes; an `onnx_ir` pass, so it also runs in `onnx_ir.passes.Sequential`."""
+    """Base class of Surgery's passes; an `onnx_ir` pass, so it also runs in `onnx_ir.passes.Sequential`.
 
-    name: ClassVar[str]
+    Attributes:
+        pass_name: Its name in recipes.
+        shorthand: The field that a recipe's ``name: value`` means, if the pass has one: ``freeze: head``.
+    """
+
+    pass_name: ClassVar[str]
+    shorthand: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        cls.pass_name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         if not cls.__name__.startswith("_"):
-            registry[cls.name] = cls
+            registry[cls.pass_name] = cls
 
     @abstractmethod
     def edit(self, model: ir.Model) -> Iterator[Change]:
@@ -72,6 +80,10 @@ class Pass(ir.passes.InPlacePass):
             SurgeryError: The model lacks what the pass asks for.
         """
 
+    def arguments(self) -> dict[str, Any]:
+        """Its fields as plain data, as recipes write them."""
+        return pydantic.TypeAdapter(type(self)).dump_python(self, mode="json", by_alias=True)
+
     def call(self, model: ir.Model) -> Result:
         """Runs the pass; shapes are inferred again where the graph changed."""
         changes = list(self.edit(model))
@@ -80,5 +92,11 @@ class Pass(ir.passes.InPlacePass):
         return Result(model, bool(changes), changes)
 
 
-# Unknown keys are errors; a float field takes an int; fields are checked when Python code sets them, too.
-pass_dataclass = pydantic.dataclasses.dataclass(config=ConfigDict(extra="forbid", validate_assignment=True))
+@dataclass_transform()
+def pass_dataclass(cls: type[P]) -> type[P]:
+    """Makes a pass a dataclass that checks its fields, also when Python code sets them.
+
+    Unknown keys and wrong types are errors, but a float may be written as an int.
+    """
+    config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    return cast("type[P]", pydantic.dataclasses.dataclass(config=config)(cls))

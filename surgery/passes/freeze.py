@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -32,6 +33,8 @@ class Freeze(Pass):
         layers: Which layers.
     """
 
+    shorthand: ClassVar = "layers"
+
     layers: Selector
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
@@ -45,6 +48,8 @@ class Unfreeze(Pass):
     Attributes:
         layers: Which layers.
     """
+
+    shorthand: ClassVar = "layers"
 
     layers: Selector
 

@@ -1,0 +1,101 @@
+"""Heads and the like, seen as units: one row of weights and one bias for each, whatever operator computes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.errors import SurgeryError
+from surgery.layers import Layer
+from surgery.passes.editing import (
+    constant_of,
+    forget_shapes,
+    insert_behind,
+    new_parameter,
+    register,
+    replace_parameter,
+)
+
+__all__ = ["layer_stem", "read_units", "write_units"]
+
+
+def layer_stem(layer: Layer) -> str:
+    """What the names of the layer's parameters begin with: ``fc`` of ``fc.weight``, else the layer's name."""
+    name = layer.parameters["weight"].name or ""
+    return name.removesuffix(".weight") if name.endswith(".weight") else layer.name
+
+
+def _check(layer: Layer) -> np.ndarray:
+    """The weight as it is stored."""
+    node = layer.node
+    weight = constant_of(layer.parameters["weight"])
+    if weight is None or node.inputs[1] is not layer.parameters["weight"] or "weight_" in layer.parameters:
+        raise SurgeryError(f"{node.op_type} {layer.name!r}: its weight is not a constant second input")
+    if node.op_type in ("Gemm", "MatMul") and weight.ndim != 2:
+        raise SurgeryError(f"{node.op_type} {layer.name!r}: its weight of shape {weight.shape} is not a matrix")
+    if node.op_type not in ("Gemm", "MatMul", "Conv"):
+        raise SurgeryError(f"layer {layer.name!r} is a {node.op_type}, not a Gemm, MatMul or Conv")
+    return weight
+
+
+def _rows_first(node: ir.Node) -> bool:
+    return node.op_type == "Conv" or (node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
+
+
+def read_units(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights `[units, inputs, *kernel]` and the biases `[units]` of a Gemm, MatMul or Conv, in float64.
+
+    Raises:
+        SurgeryError: It is none of these, or its weights are not constants.
+    """
+    node = layer.node
+    weight = _check(layer).astype(np.float64)
+    rows = weight if _rows_first(node) else weight.T
+    bias = np.zeros(len(rows))
+    if (value := layer.parameters.get("bias")) is not None:
+        data = constant_of(value)
+        assert data is not None
+        if data.size not in (1, len(rows)):
+            raise SurgeryError(f"{node.op_type} {layer.name!r}: its bias of shape {data.shape} does not fit its units")
+        bias = np.array(np.broadcast_to(data.astype(np.float64).reshape(-1), len(rows)))
+    if node.op_type == "Gemm":
+        rows = rows * node.attributes.get_float("alpha", 1.0)
+        bias = bias * node.attributes.get_float("beta", 1.0)
+    return rows, bias
+
+
+def write_units(layer: Layer, rows: np.ndarray, bias: np.ndarray, name: str, *, keep_marks: bool = False) -> None:
+    """Gives a Gemm, MatMul or Conv other weights and biases; the graph's shapes behind it are to be inferred anew.
+
+    Args:
+        layer: The layer; a stale view of the graph afterwards.
+        rows: `[units, inputs, *kernel]`.
+        bias: `[units]`; where the layer has none, one is added.
+        name: The parameters are ``<name>.weight`` and ``<name>.bias``.
+        keep_marks: Whether the new parameters have the marks of the old.
+    """
+    node = layer.node
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    old = layer.parameters["weight"]
+    dtype = old.dtype or ir.DataType.FLOAT
+    forget_shapes(node.outputs)
+    weight = new_parameter(rows if _rows_first(node) else rows.T, dtype, old if keep_marks else None)
+    replace_parameter(node, 1, weight, f"{name}.weight")
+    old_bias = layer.parameters.get("bias")
+    like = old_bias if keep_marks else None
+    if node.op_type == "Gemm":
+        node.attributes.pop("alpha", None)
+        node.attributes.pop("beta", None)
+    if len(layer.nodes) > 1:  # an Add of its own
+        assert old_bias is not None
+        add = layer.nodes[1]
+        spread = (-1, *[1] * (rows.ndim - 2))
+        index = list(add.inputs).index(old_bias)
+        replace_parameter(add, index, new_parameter(bias.reshape(spread), dtype, like), f"{name}.bias")
+    elif node.op_type == "MatMul":
+        value = new_parameter(bias, dtype, like)
+        register(graph, value, f"{name}.bias")
+        insert_behind(node.outputs[0], "Add", f"{node.name}/Add", inputs=[value])
+    else:
+        replace_parameter(node, 2, new_parameter(bias, dtype, like), f"{name}.bias")
