@@ -62,10 +62,12 @@ def _main(
 
     Example:
 
-        surgery convert models/lenet_mnist -o lenet.onnx
-        surgery apply pass.yaml lenet.onnx -o operated.onnx
-        surgery train operated.onnx data.npz --recipe pass.yaml -o trained
-        surgery view trained/model.onnx
+    ```
+    surgery convert models/lenet_mnist -o lenet.onnx
+    surgery apply pass.yaml lenet.onnx -o operated.onnx
+    surgery train operated.onnx data.npz --recipe pass.yaml -o trained
+    surgery view trained/model.onnx
+    ```
     """
 
 

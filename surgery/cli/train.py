@@ -61,16 +61,11 @@ def train(
         "validation": validation,
         "seed": seed,
     }
-    changes = [f"train.{key}={value}" for key, value in flags.items() if value is not None]
-    plan = (
-        load_recipe(recipe, [*changes, *(overrides or [])])
-        if recipe
-        else Recipe.from_keys([*changes, *(overrides or [])])
-    )
+    if recipe is None and (apply or overrides):
+        raise SurgeryError("--apply and --set need a --recipe")
+    plan = load_recipe(recipe, overrides or []) if recipe is not None else Recipe(passes=[])
     loaded = load(model)
     if apply:
-        if recipe is None:
-            raise SurgeryError("--apply needs a --recipe whose passes are to be applied")
         apply_recipe(plan, loaded)
     folder = output or model.with_name(f"{model.stem}-trained")
     with DecodeProgress(silent) as progress:
@@ -82,6 +77,7 @@ def train(
         validation=held,
         device=device,
         callbacks=[EpochLines(silent), JsonLines(folder / "history.jsonl")],
+        **{key: value for key, value in flags.items() if value is not None},
     )
     save(result.model, folder / "model.onnx")
     if result.history:

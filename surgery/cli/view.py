@@ -16,21 +16,24 @@ def view(
     host: Annotated[str, typer.Option(help="The address to serve at.")] = "localhost",
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:
-    """Show a model's graph in Netron, in the browser, until Ctrl-C.
+    """Show a model's graph in Netron, in the browser, until Ctrl-C; an operator's metadata has its marks.
 
     Example: `surgery view lenet.onnx`
     """
+    import logging
+
     import netron
 
     from surgery.errors import SurgeryError
     from surgery.io import load
+    from surgery.viewing.netron import serve
 
-    load(model)  # a clear error where it is no model
+    logging.basicConfig(level=logging.WARNING)  # Netron would tell of its address itself
     try:
-        _, chosen = netron.start(str(model), address=(host, port or 0), browse=browser)
+        address = serve(load(model), str(model), host, port, browser)
     except OSError as error:
         raise SurgeryError(
-            f"Netron cannot serve at {host}:{port} ({error.strerror or error}); take another port"
+            f"Netron cannot serve at {host}:{port or 'a free port'} ({error.strerror or error}); name another"
         ) from error
-    say(f"{model} is shown at http://{host}:{chosen} — Ctrl-C ends")
+    say(f"{model} is shown at http://{address} (Ctrl-C ends)")
     netron.wait()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
+from surgery.errors import SurgeryError, nearest
 from surgery.training.optimizers import Optimizer, Sgd
 from surgery.training.schedules import Constant, Schedule
 
-__all__ = ["TrainSettings"]
+__all__ = ["TrainSettings", "changed"]
 
 
 def _by_name(value: Any) -> Any:
@@ -61,3 +71,19 @@ class TrainSettings(BaseModel):
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step `step`, counted from 0."""
         return self.initial_rate * self.schedule.factor(step / steps_per_epoch, self.epochs)
+
+
+def changed(settings: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
+    """Returns `settings` with some fields changed.
+
+    Raises:
+        SurgeryError: A field does not exist or does not take the value.
+    """
+    try:
+        return TrainSettings(**{**settings.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SurgeryError(f"training has no setting {key!r}{nearest(key, TrainSettings.model_fields)}") from error
+        raise SurgeryError(f"{key}: {first['msg']} (it is {first['input']!r})") from error

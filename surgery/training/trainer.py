@@ -18,7 +18,7 @@ from surgery.training.callbacks import Callback, Plan
 from surgery.training.history import History, Record
 from surgery.training.optimizers import chain
 from surgery.training.runner import Evaluation, Training
-from surgery.training.settings import TrainSettings
+from surgery.training.settings import TrainSettings, changed
 from surgery.training.step import Step, evaluation_step, training_step
 
 __all__ = ["Scores", "Trained", "evaluate", "predict", "train"]
@@ -94,7 +94,7 @@ def train(
     """
     if isinstance(validation, float):
         changes["validation"], validation = validation, None
-    settings = TrainSettings(**{**(settings or TrainSettings()).model_dump(), **changes})
+    settings = changed(settings or TrainSettings(), changes)
     providers = runtime.providers(device)
     step = training_step(
         model,
