@@ -43,7 +43,7 @@ def unique(graph: ir.Graph, name: str) -> str:
 
 def new_parameter(array: np.ndarray, dtype: ir.DataType, like: ir.Value | None = None) -> ir.Value:
     """Returns a value that holds `array` as `dtype`, not yet part of a graph, with the marks of `like`."""
-    data = np.ascontiguousarray(array, dtype.numpy())
+    data = np.array(array, dtype.numpy(), order="C")
     value = ir.Value(shape=ir.Shape(data.shape), type=ir.TensorType(dtype), const_value=ir.Tensor(data, dtype=dtype))
     if like is not None:
         value.metadata_props.update({k: v for k, v in like.metadata_props.items() if k.startswith("surgery.")})

@@ -58,7 +58,7 @@ def trainable_parameters(model: ir.Model) -> list[ir.Value]:
     Raises:
         SurgeryError: There are none.
     """
-    found = [p for p in _parameters(model, statistics=False) if marks(p).learning_rate != 0]
+    found = _parameters(model, statistics=False)
     if not found:
         raise SurgeryError("every parameter is frozen: there is nothing to train; unfreeze a layer or replace the head")
     return found
@@ -71,7 +71,7 @@ def _parameters(model: ir.Model, statistics: bool) -> list[ir.Value]:
             parameter
             for layer in layers(model)
             for role, parameter in layer.parameters.items()
-            if (role in STATISTICS) == statistics and marks(parameter).trainable
+            if (role in STATISTICS) == statistics and not marks(parameter).frozen
         )
     )
 
