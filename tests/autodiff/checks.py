@@ -181,7 +181,7 @@ def check(
         tolerance: Relative error allowed in float32; also of the largest element.
         seed: Of the gradients of the outputs and the directions of the differences.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # a stream that no test draws its inputs from
     forward = _Forward(operator, np.float32)
     outputs = forward(operator.inputs)
     through = operator.through
@@ -220,7 +220,7 @@ def _as(array: np.ndarray, dtype: type) -> np.ndarray:
 
 def _close(found: np.ndarray, expected: np.ndarray, tolerance: float, what: str) -> None:
     scale = float(np.abs(expected).max(initial=0.0))
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1e-3), err_msg=what)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1e-2), err_msg=what)
 
 
 class _Forward:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from surgery import runtime
 from tests.autodiff.checks import Operator, check, gradients
 
 pytestmark = pytest.mark.training
@@ -88,3 +89,110 @@ def test_batch_normalization_of_far_values(rng: np.random.Generator) -> None:
         tolerance=2e-3,
     )
     assert np.isfinite(gradients(operator, {0: inputs[0]})[0]).all()
+
+
+def _unknown(shape: tuple[int, ...], symbolic: bool) -> Any:
+    return {0: ["batch", shape[1], *[f"s{i}" for i in range(len(shape) - 2)]]} if symbolic else False
+
+
+@pytest.mark.parametrize("axis", [-1, 1, -2, 3])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_layer_normalization(rng: np.random.Generator, axis: int, bias: bool, symbolic: bool) -> None:
+    shape = (2, 3, 4, 5)
+    normalized = shape[axis:]
+    inputs = [_normal(rng, *shape), _normal(rng, *normalized)] + [_normal(rng, *normalized)] * bias
+    attributes = {"axis": axis, "epsilon": 1e-3}
+    for opset, outputs in ((17, 1), (21, 3)):
+        operator = Operator(
+            "LayerNormalization",
+            inputs,
+            attributes,
+            opset=opset,
+            outputs=outputs,
+            through=[0],
+            symbolic=_unknown(shape, symbolic),
+        )
+        check(operator, lambda x, s, b=None: F.layer_norm(x, normalized, s, b, eps=1e-3))
+
+
+def test_layer_normalization_by_a_broadcast_scale(rng: np.random.Generator) -> None:
+    if runtime.load_runtime().__version__.startswith("1.19."):
+        pytest.skip("ONNX Runtime 1.19 refuses to broadcast the scale of a LayerNormalization")
+    inputs = [_normal(rng, 2, 3, 4, 5), _normal(rng, 5), _normal(rng, 1, 5)]
+    check(
+        Operator("LayerNormalization", inputs, {"axis": 2}),
+        lambda x, s, b: F.layer_norm(x, (4, 5)) * s + b,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 4, 5), (2, 3, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_instance_normalization(rng: np.random.Generator, shape: tuple[int, ...], symbolic: bool) -> None:
+    inputs = [_normal(rng, *shape), _normal(rng, 3), _normal(rng, 3)]
+    check(
+        Operator("InstanceNormalization", inputs, {"epsilon": 1e-3}, opset=13, symbolic=_unknown(shape, symbolic)),
+        lambda x, s, b: F.instance_norm(x, weight=s, bias=b, eps=1e-3),
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5), (2, 6, 3, 4)], ids=str)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_group_normalization(rng: np.random.Generator, shape: tuple[int, ...], symbolic: bool) -> None:
+    attributes = {"num_groups": 3, "epsilon": 1e-3}
+    x = _normal(rng, *shape)
+    for opset, size in ((18, 3), (21, 6)):
+        check(
+            Operator(
+                "GroupNormalization",
+                [x, _normal(rng, size), _normal(rng, size)],
+                attributes,
+                opset=opset,
+                symbolic=_unknown(shape, symbolic),
+            ),
+            lambda x, s, b: F.group_norm(
+                x, 3, s.repeat_interleave(6 // len(s)), b.repeat_interleave(6 // len(b)), 1e-3
+            ),
+            double=False,  # its function body rounds to float
+        )
+
+
+@pytest.mark.parametrize("over", [[0, 2, 3], [1], [-1, 0]])
+def test_mean_variance_normalization(rng: np.random.Generator, over: list[int]) -> None:
+
+    def expression(x: Any) -> Any:
+        centered = x - x.mean(over, keepdim=True)
+        return centered / centered.square().mean(over, keepdim=True).sqrt()
+
+    operator = Operator("MeanVarianceNormalization", [_normal(rng, 3, 4, 5, 6)], {"axes": over}, opset=13)
+    check(operator, expression, double=False)  # its function body is of float alone
+
+
+@pytest.mark.parametrize("p", [None, 1, 2])
+@pytest.mark.parametrize("axis", [None, 1, -2])
+def test_lp_normalization(rng: np.random.Generator, p: int | None, axis: int | None) -> None:
+    attributes = ({} if p is None else {"p": p}) | ({} if axis is None else {"axis": axis})
+    for opset in (13, 21):
+        check(
+            Operator("LpNormalization", [_normal(rng, 3, 4, 5)], attributes, opset=opset),
+            lambda x: x / torch.linalg.vector_norm(x, ord=p or 2, dim=-1 if axis is None else axis, keepdim=True),
+        )
+
+
+@pytest.mark.parametrize("size", [3, 5, 1])
+@pytest.mark.parametrize("shape", [(2, 7, 3, 4), (1, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_lrn(rng: np.random.Generator, size: int, shape: tuple[int, ...], symbolic: bool) -> None:
+    """By its definition: the channels from ⌊(n − 1) / 2⌋ before to ⌈(n − 1) / 2⌉ after."""
+    attributes = {"size": size, "alpha": 0.5, "beta": 0.6, "bias": 1.5}
+
+    def expression(x: Any) -> Any:
+        sums = []
+        for i in range(shape[1]):
+            low, high = max(i - (size - 1) // 2, 0), i + -(-(size - 1) // 2) + 1
+            sums.append(x[:, low:high].square().sum(1))
+        return x / (1.5 + 0.5 / size * torch.stack(sums, 1)) ** 0.6
+
+    check(
+        Operator("LRN", [3 * _normal(rng, *shape)], attributes, opset=13, symbolic=symbolic), expression, builder=False
+    )
