@@ -63,7 +63,7 @@ def test_reduction(
     # ONNX defines ReduceL2-18 by a function that computes in float32: too coarse for differences in float64.
     exact = (op_type, opset) != ("ReduceL2", 18)
     builder = op_type != "ReduceL2" or keep  # the training build's builder fails without kept dimensions
-    check(operator, lambda x, *_: expression(x, axes or (0, 1, 2), keep), differences=exact, builder=builder)
+    check(operator, lambda x, *_: expression(x, axes or (0, 1, 2), keep), double=exact, builder=builder)
 
 
 @pytest.mark.parametrize("op_type", REDUCTIONS)
@@ -72,7 +72,7 @@ def test_unknown_sizes_and_axes(rng: np.random.Generator, op_type: str) -> None:
     attributes = {"keepdims": 1}
     operator = _operator(op_type, x, (0, -1), 18, symbolic=True, fed=[1], attributes=attributes)
     expression = REDUCTIONS[op_type]
-    check(operator, lambda x, _: expression(x, (0, 2), True), differences=op_type != "ReduceL2", builder=False)
+    check(operator, lambda x, _: expression(x, (0, 2), True), double=op_type != "ReduceL2", builder=False)
 
 
 @pytest.mark.parametrize("op_type", ["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"])
