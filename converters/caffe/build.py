@@ -37,7 +37,7 @@ class Builder:
     Attributes:
         path: The file that errors name.
         data: Inputs that were data layers' tops, with the layers.
-        last_resort: Tops that are the outputs of a net that has no other.
+        last_resort: Tops and values that are the outputs of a net that has no other.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Builder:
         self.op = Emitter(self.graph)
         self.parameters = Parameters(source, self.graph, seed)
         self.data: dict[ir.Value, LayerParameter] = {}
-        self.last_resort: list[str] = []
+        self.last_resort: list[tuple[str, ir.Value]] = []
         self.layers = included(source.net)
         self._means: dict[str, np.ndarray | None] = {}
         self._batches: dict[int, str] = {}  # batch size of the definition → its dimension's name
@@ -218,8 +218,8 @@ class Builder:
         """Declares the outputs, drops what leads to none, and names values by their tops."""
         self._activate_losses()
         if not self._declared and not self._unread:
-            for name in self.last_resort:
-                self.declare_output(name, self._tops[name])
+            for name, value in self.last_resort:
+                self.declare_output(name, value)
         outputs = [(name, value) for name, value in self._unread.items() if value not in self._declared]
         for name, value in [*outputs, *((name, value) for value, name in self._declared.items())]:
             if value.is_graph_input() or value.is_initializer() or value in self.graph.outputs:

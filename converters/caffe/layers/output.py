@@ -51,7 +51,7 @@ def contrastive_loss(c: Context) -> list[ir.Value]:
 @layer("Accuracy")
 def accuracy(c: Context) -> list[ir.Value]:
     """Measures what is an output where the net has no other."""
-    c.builder.last_resort.append(c.layer.bottom[0])
+    c.builder.last_resort.append((c.layer.bottom[0], c.x))
     return []
 
 
