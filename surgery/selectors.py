@@ -19,12 +19,22 @@ import functools
 from typing import Annotated, Any
 
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from surgery.errors import SurgeryError, nearest
 from surgery.layers import NAMES, Layer, ancestors, descendants, find_layer, head, known_names, layers
 
-__all__ = ["Selector", "select"]
+__all__ = ["SELECTOR_KEYS", "Selector", "select"]
 
 
 class _Form(BaseModel):
@@ -70,7 +80,25 @@ class OfType(_Form):
 
 
 _One = Annotated[str, Field(min_length=1)] | First | Last | Until | OfType | Between
-Selector = _One | Annotated[list[_One], Field(min_length=1)]
+SELECTOR_KEYS = frozenset({"first", "last", "until", "from", "to", "type"})
+
+
+def _in_one_message(value: Any, check: Any) -> Any:
+    """What is no selector is told once, not once for every form that it is not."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        parts = value if isinstance(value, list) else [value]
+        keys = [k for part in parts if isinstance(part, dict) for k in part if k not in SELECTOR_KEYS]
+        hint = nearest(keys[0], SELECTOR_KEYS) if keys else ""
+        raise PydanticCustomError("selector", "{message}", {"message": _NOT_ONE.format(value, hint)}) from error
+
+
+_NOT_ONE = (
+    "{!r} is not a selector{}; write a layer's name or glob, {{first: 5}}, {{last: 2}}, {{until: NAME}}, "
+    "{{from: A, to: B}}, {{type: Conv}}, head, all, or a list of these"
+)
+Selector = Annotated[_One | Annotated[list[_One], Field(min_length=1)], WrapValidator(_in_one_message)]
 _adapter: TypeAdapter[Any] = TypeAdapter(Selector)
 
 
@@ -87,10 +115,7 @@ def select(model: ir.Model, selector: Any) -> list[Layer]:
     try:
         parsed = _adapter.validate_python(selector)
     except ValidationError as error:
-        raise SurgeryError(
-            f"{selector!r} is not a selector: write a layer's name or glob, {{first: 5}}, {{last: 2}}, "
-            "{until: NAME}, {from: A, to: B}, {type: Conv}, head, all, or a list of these"
-        ) from error
+        raise SurgeryError(error.errors()[0]["msg"]) from error
     view = layers(model)
     parts = parsed if isinstance(parsed, list) else [parsed]
     chosen: set[ir.Node] = set()

@@ -22,7 +22,7 @@ import dataclasses
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import onnx_ir as ir
 import pydantic.dataclasses
@@ -83,6 +83,10 @@ class Pass(ir.passes.InPlacePass):
     def arguments(self) -> dict[str, Any]:
         """Its fields as plain data, as recipes write them."""
         return pydantic.TypeAdapter(type(self)).dump_python(self, mode="json", by_alias=True)
+
+    if TYPE_CHECKING:  # more is known than of other passes
+
+        def __call__(self, model_or_result: ir.Model | ir.passes.PassResult, /) -> Result: ...
 
     def call(self, model: ir.Model) -> Result:
         """Runs the pass; shapes are inferred again where the graph changed."""
