@@ -83,9 +83,8 @@ class Emitter:
         for index, output in enumerate(node.outputs):
             output.name = f"{node.name}.{index}" if _outputs > 1 else node.name
         if not _domain:
-            dtype = _result(op_type, values, attributes)
-            if dtype is not None:
-                node.outputs[0].dtype = dtype
+            if (result := _result(op_type, values, attributes)) is not None:
+                node.outputs[0].dtype = result
         else:
             self.graph.opset_imports.setdefault(_domain, 1)
         self.graph.append(node)

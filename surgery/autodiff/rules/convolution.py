@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,7 +15,7 @@ __all__: list[str] = []
 
 
 def _kernel(c: Context) -> list[int]:
-    kernel = c.attr("kernel_shape") or c.dims(c.x(1))[2:]
+    kernel: list[Any] = c.attr("kernel_shape") or c.dims(c.x(1))[2:]
     if None in kernel:
         raise SurgeryError(f"{c.node.op_type} {c.node.name!r}: the kernel's size is unknown; give its weight a shape")
     return [int(k) for k in kernel]
