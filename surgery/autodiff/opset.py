@@ -18,10 +18,14 @@ def raise_opset(graph: ir.Graph) -> None:
     spelled out, and BatchNormalization with more than one output.
 
     Raises:
-        SurgeryError: A BatchNormalization has outputs that later operator sets do not know.
+        SurgeryError: The graph is older than 13, or a BatchNormalization has outputs that operator set 14 took away.
     """
     version = graph.opset_imports.get("", _ADDITION)
-    if not 13 <= version < _ADDITION:
+    if version < 13:
+        raise SurgeryError(
+            f"operator set {version} is too old to be differentiated; upgrade the model: surgery convert"
+        )
+    if version >= _ADDITION:
         return
     for node in graph.all_nodes():
         if node.op_type == "RoiAlign" and node.domain == "":
