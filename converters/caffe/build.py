@@ -12,6 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from converters.caffe.caffe_pb2 import LayerParameter
 from converters.caffe.context import Context, Dim, LayerFunction, find_layer, known_types
+from converters.caffe.fields import Fields, unknown_field
 from converters.caffe.parameters import Parameters
 from converters.caffe.phases import included
 from converters.caffe.read import Source
@@ -57,7 +58,9 @@ class Builder:
         self.parameters = Parameters(source, self.graph, seed)
         self.data: dict[ir.Value, LayerParameter] = {}
         self.last_resort: list[tuple[str, ir.Value]] = []
-        self.layers = included(source.net)
+        chosen = included(source.net)
+        self.layers = [source.net.layer[index] for index in chosen]
+        self._fields = [source.fields[index] if source.fields else {} for index in chosen]
         self._means: dict[str, np.ndarray | None] = {}
         self._batches: dict[int, str] = {}  # batch size of the definition → its dimension's name
         self._custom = custom
@@ -82,8 +85,8 @@ class Builder:
         """
         if not self.layers:
             raise SurgeryError(f"{self.path}: has no layers; is it a Caffe net definition?")
-        for layer in self.layers:
-            self._layer(layer)
+        for layer, fields in zip(self.layers, self._fields, strict=True):
+            self._layer(layer, fields)
         if self.shapes:
             names = [str(value.name) for value in self.graph.inputs]
             raise SurgeryError(f"{self.path}: no input takes the shape for {', '.join(self.shapes)}; it has {names}")
@@ -93,11 +96,11 @@ class Builder:
         self._describe(model)
         return model
 
-    def _layer(self, layer: LayerParameter) -> None:
+    def _layer(self, layer: LayerParameter, fields: Fields) -> None:
         layer.name = layer.name or (layer.top[0] if layer.top else layer.type)
         bottoms = [self._bottom(layer, name) for name in layer.bottom]
         self.op.prefix = f"{layer.name}/"
-        context = Context(self, layer, bottoms)
+        context = Context(self, layer, bottoms, fields)
         before = len(self.graph)
         result = self._function(context)(context)
         if result is None:
@@ -118,7 +121,10 @@ class Builder:
                 self._unread[name] = value
 
     def _function(self, context: Context) -> LayerFunction:
-        function = find_layer(context.layer.type) or self._custom
+        known = find_layer(context.layer.type)
+        if known is not None and (name := unknown_field(context.fields, LayerParameter.DESCRIPTOR)):
+            raise context.error(f"has a field {name!r}, which Caffe does not know; only a layer of `custom` may")
+        function = known or self._custom
         if function is None:
             raise context.error(
                 f"no layer of this type is known{nearest(context.layer.type, known_types())}; "
@@ -220,12 +226,14 @@ class Builder:
         if not self._declared and not self._unread:
             for name, value in self.last_resort:
                 self.declare_output(name, value)
-        outputs = [(name, value) for name, value in self._unread.items() if value not in self._declared]
-        for name, value in [*outputs, *((name, value) for value, name in self._declared.items())]:
-            if value.is_graph_input() or value.is_initializer() or value in self.graph.outputs:
+        unread = [(name, value) for name, value in self._unread.items() if value not in self._declared]
+        taken: set[ir.Value] = set()
+        for name, value in [*unread, *((name, value) for value, name in self._declared.items())]:
+            if value.is_graph_input() or value.is_initializer() or value in taken:
                 dims, value = value.shape, self.op.Identity(value, _name=_unique(name, self._node_names))
                 value.shape, value.type = dims, ir.TensorType(ir.DataType.FLOAT)
                 self._wanted[value] = name
+            taken.add(value)
             self.graph.outputs.append(value)
             value.name = self.unique(name)
         if not self.graph.outputs:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.caffe.caffe_pb2 import FillerParameter, LayerParameter, ParamSpec
+from converters.caffe.fields import Fields
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.marks import set_marks
@@ -31,6 +32,8 @@ __all__ = ["Context", "Dim", "LayerFunction", "find_layer", "known_types", "laye
 Dim = int | str
 """A dimension: its size, or a name where any size goes."""
 LayerFunction = Callable[["Context"], "ir.Value | Sequence[ir.Value] | None"]
+
+_MOST_NUMBERS = 2**40  # of one value
 
 _registry: dict[str, LayerFunction] = {}
 
@@ -66,14 +69,16 @@ class Context:
 
     Attributes:
         layer: Its definition.
+        fields: Its definition as plain data, with the fields that only a fork knows; filled where `custom` is given.
         bottoms: What it reads. Each has a shape; a dimension is an int, or a name where any size goes.
         op: Writes operators (`surgery.emit.Emitter`).
         builder: The whole net's state.
     """
 
-    def __init__(self, builder: Builder, layer: LayerParameter, bottoms: list[ir.Value]) -> None:
+    def __init__(self, builder: Builder, layer: LayerParameter, bottoms: list[ir.Value], fields: Fields) -> None:
         self.builder = builder
         self.layer = layer
+        self.fields = fields
         self.bottoms = bottoms
         self.op: Emitter = builder.op
 
@@ -132,9 +137,12 @@ class Context:
         """Says the shape of `value`; None is a dimension of which nothing is known. Returns `value`."""
         value.shape = ir.Shape([self.builder.unknown_dim() if d is None else d for d in dims])
         value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-        if any(isinstance(d, int) and d <= 0 for d in dims):
-            shown = "×".join(str(d) for d in dims)
+        sizes = [d for d in dims if isinstance(d, int)]
+        shown = "×".join(str(d) for d in dims)
+        if any(size <= 0 for size in sizes):
             raise self.error(f"its output would have the shape {shown}: the input is too small")
+        if math.prod(sizes) > _MOST_NUMBERS:
+            raise self.error(f"its output would have the shape {shown}, more than any machine holds")
         return value
 
     def parameter(

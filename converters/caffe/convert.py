@@ -60,7 +60,8 @@ def convert_caffe(
         batch: Fixes the size of the batch.
         seed: Seed of the fillers.
         custom: Converts layers of types that are not known: ``module:function`` or a function, which is given a
-            `converters.caffe.context.Context` and returns the layer's tops.
+            `converters.caffe.context.Context` and returns the layer's tops. Fields that only a fork knows are allowed
+            then; the function finds them in the context's `fields`.
 
     Raises:
         SurgeryError: A file is damaged or something else, a layer unknown, weights do not fit the definition.
@@ -68,7 +69,7 @@ def convert_caffe(
     from converters.caffe.build import Builder
     from converters.caffe.read import read_source
 
-    read = read_source(source, weights)
+    read = read_source(source, weights, lenient=custom is not None)
     return Builder(read, _shapes(shape), batch, seed, _function(custom)).build()
 
 

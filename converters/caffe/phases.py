@@ -18,8 +18,8 @@ DATA_LAYERS = {
 }
 
 
-def included(net: NetParameter) -> list[LayerParameter]:
-    """Returns the layers that run in the TEST phase, at the level and stages that the net's own ``state`` gives.
+def included(net: NetParameter) -> list[int]:
+    """Returns the numbers of the layers that run in the TEST phase, at the level and stages of the net's own ``state``.
 
     A data layer that only training has is kept where nothing else makes its tops: so definitions inside caffemodels,
     which are those of the training net, can be converted as well.
@@ -31,7 +31,7 @@ def included(net: NetParameter) -> list[LayerParameter]:
         if not runs[index] and layer.type in DATA_LAYERS and not made.intersection(layer.top):
             runs[index] = True
             made.update(layer.top)
-    return [layer for layer, kept in zip(net.layer, runs, strict=True) if kept]
+    return [index for index, kept in enumerate(runs) if kept]
 
 
 def _meets(layer: LayerParameter, state: NetState) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from google.protobuf import text_format
 
 from converters.caffe.caffe_pb2 import NetParameter, SolverParameter
+from converters.caffe.fields import Fields, parse_fields
 from converters.caffe.hdf5 import read_hdf5
 from converters.caffe.upgrade import upgrade
 from converters.caffe.wire import Blob, scan
@@ -16,7 +17,7 @@ from surgery.errors import SurgeryError
 
 __all__ = ["Source", "find_files", "is_caffe", "parse_text", "read_source"]
 
-_MOST_TEXT = 64 * 2**20  # bytes; the longest definition of a published net has about 1 MB
+_MOST_TEXT, _MOST_LAYERS = 2**24, 20_000  # bytes and layers; definitions of published nets have less than a tenth
 _DEFINITION, _WEIGHTS = (".prototxt", ".pbtxt", ".pt.txt", ".prototxt.txt"), (".caffemodel", ".caffemodel.h5")
 
 
@@ -30,6 +31,7 @@ class Source:
         path: The file that errors name: the definition, or the weights where the definition comes from there.
         weights_path: The file of the weights, if there is one.
         trained: The definition of the training net, which is in the weights' file.
+        fields: For each layer, its fields as the definition has them, those included that only a fork knows.
         folder: Where files that the definition names may lie.
     """
 
@@ -38,6 +40,7 @@ class Source:
     path: Path
     weights_path: Path | None
     trained: NetParameter | None = None
+    fields: list[Fields] = dataclasses.field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -103,8 +106,8 @@ def _partner(path: Path, others: list[Path], own: list[Path]) -> Path | None:
     return others[0] if len(others) == 1 and own in ([path], []) else None
 
 
-def read_source(source: Path, weights: Path | None = None) -> Source:
-    """Reads the network that `source` names, see `find_files`.
+def read_source(source: Path, weights: Path | None = None, *, lenient: bool = False) -> Source:
+    """Reads the network that `source` names, see `find_files`; where `lenient`, with the fields that only forks know.
 
     Raises:
         SurgeryError: A file is empty, truncated, or something else.
@@ -114,19 +117,25 @@ def read_source(source: Path, weights: Path | None = None) -> Source:
     trained = net = None
     if weights is not None:
         trained, blobs = _read_weights(weights)
-    net = upgrade(parse_text(definition, NetParameter), definition) if definition is not None else trained
+    fields: list[Fields] = []
+    net = trained
+    if definition is not None:
+        parsed = parse_text(definition, NetParameter, lenient=lenient)
+        net = upgrade(parsed, definition)
+        if lenient:
+            fields = _layer_fields(definition, net, len(parsed.layer))
     if net is None or (definition is None and not net.layer):
         raise SurgeryError(f"{source}: holds weights only; put its .prototxt next to it or name that instead")
     path = definition or weights
     assert path is not None
-    return Source(net, blobs, path, weights, trained)
+    return Source(net, blobs, path, weights, trained, fields)
 
 
 _M = TypeVar("_M", NetParameter, SolverParameter)
 
 
-def parse_text(path: Path, kind: type[_M]) -> _M:
-    """Parses the text file `path` as a message of `kind`.
+def parse_text(path: Path, kind: type[_M], *, lenient: bool = False) -> _M:
+    """Parses the text file `path` as a message of `kind`; where `lenient`, fields that it does not have are skipped.
 
     Raises:
         SurgeryError: It is empty or not of that kind; the message has line and column.
@@ -137,12 +146,29 @@ def parse_text(path: Path, kind: type[_M]) -> _M:
     if size > _MOST_TEXT:
         raise SurgeryError(f"{path}: has {size / 2**20:.0f} MB, too much for a definition; is it the weights' file?")
     data = path.read_bytes()
+    if data.count(b"layer") > _MOST_LAYERS:
+        raise SurgeryError(f"{path}: has more than {_MOST_LAYERS:,} layers; no Caffe net has")
     if b"\0" in data:
         raise SurgeryError(f"{path}: is binary; a Caffe definition is text (weights go to `weights`)")
     try:
-        return text_format.Parse(data.decode("utf-8", errors="replace"), kind())
+        return text_format.Parse(_decoded(data), kind(), allow_unknown_field=lenient)
     except text_format.ParseError as error:
         raise SurgeryError(f"{path}: is not a Caffe {_KINDS[kind]} ({error}){_hint(data, kind)}") from error
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
+
+
+def _layer_fields(path: Path, net: NetParameter, count: int) -> list[Fields]:
+    """The fields of the layers of `net`, as the file `path` has them; its own first ones, inputs, have none."""
+    try:
+        found = parse_fields(_decoded(path.read_bytes())).get("layer", [])
+    except SurgeryError as error:
+        raise SurgeryError(f"{path}: {error}") from error
+    layers = found if isinstance(found, list) else [found]
+    inputs: list[Fields] = [{} for _ in range(len(net.layer) - count)]
+    return inputs + layers if len(layers) == count else []
 
 
 _KINDS = {NetParameter: "net definition", SolverParameter: "solver"}
@@ -153,7 +179,7 @@ def _hint(data: bytes, kind: Any) -> str:
     for other, name in _KINDS.items():
         if other is not kind:
             try:
-                text_format.Parse(data.decode("utf-8", errors="replace"), other())
+                text_format.Parse(_decoded(data), other())
                 return f"; it is a {name}"
             except text_format.ParseError:
                 pass

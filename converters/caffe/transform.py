@@ -14,7 +14,7 @@ from surgery.marks import Preprocessing
 
 __all__ = ["find_mean", "find_transformation", "preprocessing", "read_mean"]
 
-_MOST_BYTES = 2**28  # a mean image of 224² has 600 KB
+_MOST_BYTES = 2**26  # a mean image of 224² has 600 KB
 _IMAGES = {"Data", "ImageData", "WindowData", "AnnotatedData"}
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Protocol buffers' wire format, as far as a caffemodel needs it: weights are found in the file, not copied from it.
 
-Parsing a caffemodel with the generated classes holds its weights twice. Here the file is mapped into memory, what is
+Parsing a caffemodel with the generated classes holds its weights twice. Here a big file is mapped into memory, what is
 not a weight is parsed, and weights become arrays on the mapped file. The encoding:
 https://protobuf.dev/programming-guides/encoding/
 """
@@ -21,10 +21,14 @@ from surgery.errors import SurgeryError
 
 __all__ = ["Blob", "scan"]
 
+_Buffer = bytes | mmap.mmap
+
 # Field numbers of caffe.proto.
 _LAYER, _LAYERS = 100, 2  # NetParameter
 _BLOBS = {_LAYER: 7, _LAYERS: 6}  # LayerParameter, V1LayerParameter
 _V0_LAYER, _V0_BLOBS = 1, 50  # V1LayerParameter.layer, V0LayerParameter.blobs
+_MOST_LAYERS = 20_000  # the deepest nets have some thousands
+_MAPPED = 2**26  # bytes; smaller files are read, so that they may be overwritten while their model is in use
 _DATA, _DIFF, _DOUBLE_DATA, _DOUBLE_DIFF = 5, 6, 8, 9  # BlobProto
 
 
@@ -34,7 +38,7 @@ class Blob:
 
     Attributes:
         shape: Its shape; four dimensions in the old formats, ones in front.
-        data: Its numbers, flat, on the mapped file.
+        data: Its numbers, flat.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +58,7 @@ class _Damaged(Exception):
     """The bytes are not what they should be; the message says where."""
 
 
-def _varint(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def _varint(buffer: _Buffer, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if position >= end:
@@ -69,7 +73,7 @@ def _varint(buffer: mmap.mmap, position: int, end: int) -> tuple[int, int]:
             raise _Damaged(f"a number at byte {position} has too many digits")
 
 
-def _fields(buffer: mmap.mmap, position: int, end: int) -> Iterator[_Field]:
+def _fields(buffer: _Buffer, position: int, end: int) -> Iterator[_Field]:
     """The fields of the message in ``buffer[position:end]``."""
     while position < end:
         tag = position
@@ -89,7 +93,7 @@ def _fields(buffer: mmap.mmap, position: int, end: int) -> Iterator[_Field]:
         yield _Field(number, wire, tag, start, position)
 
 
-def _blob(buffer: mmap.mmap, field: _Field) -> Blob:
+def _blob(buffer: _Buffer, field: _Field) -> Blob:
     rest = bytearray()
     found: list[np.ndarray] = []
     for part in _fields(buffer, field.start, field.end):
@@ -130,7 +134,7 @@ def _encode(value: int) -> bytes:
     return bytes(out)
 
 
-def _layer(buffer: mmap.mmap, field: _Field, blobs_number: int, blobs: list[Blob]) -> bytes:
+def _layer(buffer: _Buffer, field: _Field, blobs_number: int, blobs: list[Blob]) -> bytes:
     """The layer message without its blobs, which are added to `blobs`."""
     out = bytearray()
     for part in _fields(buffer, field.start, field.end):
@@ -143,14 +147,20 @@ def _layer(buffer: mmap.mmap, field: _Field, blobs_number: int, blobs: list[Blob
     return bytes(out)
 
 
+def _open(path: Path) -> _Buffer:
+    if path.stat().st_size < _MAPPED:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 def scan(path: Path) -> tuple[NetParameter, list[list[Blob]]]:
     """Returns the net in the binary file `path` without its weights, and the weights of each of its layers.
 
     Raises:
         SurgeryError: The file is truncated, or not a caffemodel.
     """
-    with path.open("rb") as file:
-        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    buffer = _open(path)
     out = bytearray()
     weights: dict[int, list[list[Blob]]] = {_LAYER: [], _LAYERS: []}
     try:
@@ -159,6 +169,8 @@ def scan(path: Path) -> tuple[NetParameter, list[list[Blob]]]:
                 blobs: list[Blob] = []
                 out += _length_prefixed(field.number, _layer(buffer, field, _BLOBS[field.number], blobs))
                 weights[field.number].append(blobs)
+                if len(weights[field.number]) > _MOST_LAYERS:
+                    raise SurgeryError(f"{path}: has more than {_MOST_LAYERS:,} layers; no Caffe net has")
             else:
                 out += buffer[field.tag : field.end]
         net = NetParameter.FromString(bytes(out))

@@ -184,7 +184,8 @@ def ssd(rng: np.random.Generator, extra: str) -> tuple[str, dict[str, list[np.nd
     return layers, {name: [a.astype(np.float32) for a in each] for name, each in arrays.items()}
 
 
-@pytest.mark.parametrize("extra", [extra for extra, _ in CASES if "-1" not in extra])  # OpenCV wants a background
+# Not those that OpenCV refuses: it wants a background, and prior boxes without variances where these are in the net.
+@pytest.mark.parametrize("extra", [extra for extra, _ in CASES if "-1" not in extra and "encoded" not in extra])
 def test_a_detector_equals_opencv(tmp_path: Path, extra: str, rng: np.random.Generator) -> None:
     layers, blobs = ssd(rng, extra)
     x, y = rng.normal(size=(1, 8, 5, 6)).astype(np.float32), np.zeros((1, 3, 40, 48), np.float32)

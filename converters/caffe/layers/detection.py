@@ -12,7 +12,7 @@ from converters.caffe.context import Context, layer
 
 __all__: list[str] = []
 
-_MOST_BOXES = 2**20
+_MOST_BOXES, _MOST_SHAPES = 2**20, 1000
 
 
 @layer("PriorBox")
@@ -56,6 +56,8 @@ def _box_sizes(c: Context) -> list[tuple[float, float]]:
         raise c.error("needs min_size, more than 0")
     if param.max_size and len(param.max_size) != len(param.min_size):
         raise c.error(f"has {len(param.min_size)} min_size and {len(param.max_size)} max_size")
+    if len(param.min_size) * (len(param.aspect_ratio) + 1) > _MOST_SHAPES:
+        raise c.error(f"has more than {_MOST_SHAPES} shapes of boxes")
     ratios = [1.0]
     for ratio in param.aspect_ratio:
         if ratio <= 0:
@@ -89,6 +91,11 @@ def detection_output(c: Context) -> ir.Value:
     if not classes:
         raise c.error("has no class but the background")
     priors = c.size(2, c.bottoms[2]) // 4
+    groups = 1 if param.share_location else param.num_classes
+    for what, bottom, size in (("locations", 0, 4 * groups), ("scores", 1, param.num_classes)):
+        found = math.prod(c.size(axis, c.bottoms[bottom]) for axis in range(1, c.rank(c.bottoms[bottom])))
+        if found != priors * size:
+            raise c.error(f"has {found:,} {what} for {priors:,} prior boxes, which need {priors * size:,}")
     boxes = _decoded(c, priors, len(classes))  # [N, classes or 1, priors, 4]
     scores = op.Transpose(op.Reshape(c.bottoms[1], op.constant([0, priors, param.num_classes])), perm=[0, 2, 1])
     scores = op.Gather(scores, np.array(classes), axis=1)  # [N, classes, priors]
