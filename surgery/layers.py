@@ -41,6 +41,7 @@ ROLES: dict[str, dict[int, str]] = {
     "Mul": {0: "scale", 1: "scale"},
 }
 STATISTICS = ("mean", "var")
+_VIEWS = ("Transpose", "Identity")  # PyTorch exports a Linear layer's weight so
 _HAS_BIAS_ADD = {"MatMul", "Conv", "ConvTranspose", "Einsum"}
 _ONNX = ("", "ai.onnx")  # the two names of the default domain
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
@@ -88,25 +89,36 @@ class Layer:
         return f"Layer({self.index}, {self.name!r}, {self.op_type})"
 
 
-def _is_array(value: ir.Value | None) -> bool:
-    """Whether `value` is a floating-point initializer with more than one element."""
-    return (
-        value is not None
-        and value.is_initializer()
-        and value.dtype in _FLOATS
-        and value.shape is not None
-        and math.prod(value.shape.numpy()) > 1
-    )
+def parameter_of(value: ir.Value | None) -> ir.Value | None:
+    """The floating-point initializer that `value` is, also behind the Transpose or Identity of an exporter."""
+    while value is not None and not value.is_initializer():
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _VIEWS and node.domain in _ONNX else None
+    return value if value is not None and value.dtype in _FLOATS else None
 
 
-def is_parameter(node: ir.Node, index: int) -> bool:
-    """Whether input `index` of `node` is a parameter of it: an initializer in a place where operators have weights."""
-    value = node.inputs[index]
+def stored_axes(value: ir.Value, axes: Iterable[int]) -> tuple[int, ...]:
+    """Axes of `value` as axes of the initializer that it is a Transpose of."""
+    axes = list(axes)
+    while (node := value.producer()) is not None:
+        source = node.inputs[0]
+        assert source is not None
+        if node.op_type == "Transpose":
+            rank = len(source.shape or ())
+            perm = node.attributes.get_ints("perm", tuple(range(rank))[::-1])
+            axes = [perm[axis] for axis in axes]
+        value = source
+    return tuple(sorted(axes))
+
+
+def _parameter(node: ir.Node, index: int) -> ir.Value | None:
+    """What input `index` of `node` has as its parameter: an initializer in a place where operators have weights."""
     if node.domain not in _ONNX or index not in ROLES.get(node.op_type, {}):
-        return False
-    if node.op_type in ("Add", "Mul"):
-        return _is_array(value)
-    return value is not None and value.is_initializer() and value.dtype in _FLOATS
+        return None
+    found = parameter_of(node.inputs[index])
+    if found is None or node.op_type not in ("Add", "Mul"):
+        return found
+    return found if found.shape is not None and math.prod(found.shape.numpy()) > 1 else None
 
 
 def _bias_add(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
@@ -129,7 +141,7 @@ def _fits_units(node: ir.Node, shape: tuple[int, ...]) -> bool:
     weight = node.inputs[1]
     if len(places) > 1 or weight is None or weight.shape is None:
         return False
-    if node.op_type == "Einsum" or not weight.is_initializer():
+    if node.op_type == "Einsum" or parameter_of(weight) is None:
         return True
     dims = weight.shape.numpy()
     axis, units = (-1, dims[-1]) if node.op_type == "MatMul" else (1 - len(dims), dims[0])
@@ -148,12 +160,12 @@ def layers(model: ir.Model) -> list[Layer]:
             continue
         parameters: dict[str, ir.Value] = {}
         roles = ROLES.get(node.op_type, {})
-        for index, value in enumerate(node.inputs):
-            if value is not None and is_parameter(node, index):
+        for index in range(len(node.inputs)):
+            if (parameter := _parameter(node, index)) is not None:
                 role = roles[index]
                 while role in parameters:
                     role += "_"
-                parameters[role] = value
+                parameters[role] = parameter
         nodes: tuple[ir.Node, ...] = (node,)
         if "weight" in parameters and (add := _bias_add(node)) is not None:
             nodes = (node, add[0])
@@ -169,6 +181,8 @@ def layers(model: ir.Model) -> list[Layer]:
 def _is_plumbing(node: ir.Node) -> bool:
     """Whether `node` only computes shapes or constants."""
     if node.op_type in ("Constant", "ConstantOfShape", "Shape", "Size", "Range"):
+        return True
+    if node.op_type in _VIEWS and parameter_of(node.inputs[0]) is not None:
         return True
     dtype = node.outputs[0].dtype if node.outputs else None
     return dtype in (ir.DataType.INT64, ir.DataType.BOOL) and not any(o.is_graph_output() for o in node.outputs)

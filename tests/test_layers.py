@@ -62,6 +62,17 @@ class TestLayers:
         )
         assert ("bias" in layers(model)[0].parameters) == belongs
 
+    def test_a_weight_behind_a_transpose_is_the_layers(self) -> None:
+        model = parse(
+            "(float[N,T,3] x) => (float[N,T,4] y)",
+            "t = Transpose(w) h = MatMul(x, t) y = Add(b, h)",
+            {"w": [4, 3], "b": [4]},
+        )
+        (layer,) = layers(model)
+        assert (layer.index, layer.name) == (1, "h")
+        assert {r: p.name for r, p in layer.parameters.items()} == {"weight": "w", "bias": "b"}
+        assert head(model).name == "h"
+
     def test_an_addition_that_others_see_past_is_not_a_bias(self) -> None:
         model = parse(
             "(float[N,3] x) => (float[N,4] y, float[N,4] z)",

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import SurgeryError
-from surgery.layers import Layer
+from surgery.layers import Layer, parameter_of
 from surgery.passes.editing import (
     constant_of,
     forget_shapes,
@@ -26,10 +26,10 @@ def layer_stem(layer: Layer) -> str:
 
 
 def _check(layer: Layer) -> np.ndarray:
-    """The weight as it is stored."""
+    """The weight as the operator sees it."""
     node = layer.node
-    weight = constant_of(layer.parameters["weight"])
-    if weight is None or node.inputs[1] is not layer.parameters["weight"] or "weight_" in layer.parameters:
+    weight = constant_of(node.inputs[1])
+    if weight is None or parameter_of(node.inputs[1]) is None or "weight_" in layer.parameters:
         raise SurgeryError(f"{node.op_type} {layer.name!r}: its weight is not a constant second input")
     if node.op_type in ("Gemm", "MatMul") and weight.ndim != 2:
         raise SurgeryError(f"{node.op_type} {layer.name!r}: its weight of shape {weight.shape} is not a matrix")

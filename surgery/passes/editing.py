@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.layers import descendants
+from surgery.layers import ancestors, descendants
 
 __all__ = [
     "add_constant",
@@ -78,16 +78,32 @@ def replace_parameter(node: ir.Node, index: int, value: ir.Value, name: str) -> 
 
 
 def drop_unused(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
-    """Removes those of `values` that are initializers and that nothing needs any more."""
+    """Removes those of `values` that are initializers, or computed from them only, and that nothing needs any more."""
     for value in values:
-        if value is not None and value.is_initializer() and not value.uses() and not value.is_graph_output():
+        if value is None or value.uses() or value.is_graph_output():
+            continue
+        if value.is_initializer():
             graph.initializers.pop(value.name or "", None)
+        elif (node := value.producer()) is not None and not ancestors(node.inputs) and not _reads_inputs(node):
+            sources = list(node.inputs)
+            graph.remove(node, safe=True)
+            drop_unused(graph, sources)
+
+
+def _reads_inputs(node: ir.Node) -> bool:
+    return any(v is not None and v.is_graph_input() for v in node.inputs)
 
 
 def constant_of(value: ir.Value | None) -> np.ndarray | None:
-    """The contents of an initializer or of a Constant's output; None for anything else."""
+    """The contents of an initializer, of a Constant's output, or of a Transpose of these; None for anything else."""
     if value is None:
         return None
+    node = value.producer()
+    if node is not None and node.op_type in ("Transpose", "Identity"):
+        source = constant_of(node.inputs[0])
+        if source is None or node.op_type == "Identity":
+            return source
+        return source.transpose(node.attributes.get_ints("perm", tuple(range(source.ndim))[::-1]))
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from surgery.errors import SurgeryError
-from surgery.layers import Layer
+from surgery.layers import Layer, parameter_of, stored_axes
 
 __all__ = ["incoming_weights"]
 
@@ -19,9 +19,12 @@ def incoming_weights(layer: Layer) -> Iterator[tuple[ir.Value, tuple[int, ...]]]
         SurgeryError: They lie along none, or it is not known along which.
     """
     for index, value in enumerate(layer.node.inputs):
-        if value is not None and value in [p for role, p in layer.parameters.items() if "weight" in role]:
-            assert value.shape is not None
-            yield value, _axes(layer, index, len(value.shape))
+        parameter = parameter_of(value)
+        if parameter in [p for role, p in layer.parameters.items() if "weight" in role]:
+            assert value is not None
+            assert parameter is not None
+            assert parameter.shape is not None
+            yield parameter, stored_axes(value, _axes(layer, index, len(parameter.shape)))
 
 
 def _axes(layer: Layer, index: int, rank: int) -> tuple[int, ...]:

@@ -58,6 +58,9 @@ class TestMaxNorm:
             ("f = Flatten(x) y = Gemm(f, w)", [48, 7], (0,)),
             ("f = Flatten(x) y = Gemm<transB = 1>(f, w)", [7, 48], (1,)),
             ("f = Flatten(x) y = MatMul(f, w)", [48, 7], (0,)),
+            ("f = Flatten(x) t = Transpose(w) y = MatMul(f, t)", [7, 48], (1,)),
+            ("f = Flatten(x) i = Identity(w) t = Transpose(i) y = Gemm<transB = 1>(f, t)", [48, 7], (0,)),
+            ("t = Transpose<perm = [3, 2, 0, 1]>(w) y = Conv(x, t)", [2, 2, 3, 7], (0, 1, 2)),
             ("f = Flatten<axis = 0>(x) t = Transpose(f) y = MatMul(w, t)", [7, 48], (1,)),
             ("f = Flatten<axis = 0>(x) y = Gemm<transB = 1>(w, f)", [7, 48], (1,)),
             ("f = Flatten<axis = 0>(x) y = Gemm<transA = 1, transB = 1>(w, f)", [48, 7], (0,)),
@@ -77,7 +80,7 @@ class TestMaxNorm:
         inputs = np.eye(48, dtype=np.float32).reshape(48, 1, 3, 4, 4)
         outputs = np.stack([run(model, x, checked=False)[0] for x in inputs])  # the graph is linear
         per_output = np.sqrt((outputs.astype(np.float64) ** 2).sum(0))
-        if "Conv" in body and "Transpose" not in body:
+        if "= Conv(" in body or "= Conv<" in body:
             units = per_output[0, :, 0, 0]  # a place that sees the whole kernel
         elif "ConvTranspose" in body:
             units = per_output[0, :, 1, 1]

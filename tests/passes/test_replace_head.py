@@ -32,6 +32,9 @@ HEADS = {
     "MatMul": lambda: dense("y = MatMul(x, w)", {"w": [8, 5]}),
     "MatMul and Add": lambda: dense("h = MatMul(x, w) y = Add(h, b)", {"w": [8, 5], "b": [5]}),
     "Add the other way": lambda: dense("h = MatMul(x, w) y = Add(b, h)", {"w": [8, 5], "b": [1, 5]}),
+    "MatMul by a transposed weight, and Add": lambda: dense(
+        "t = Transpose<perm = [1, 0]>(w) h = MatMul(x, t) y = Add(b, h)", {"w": [5, 8], "b": [5]}
+    ),
     "Softmax": lambda: dense("h = Gemm<transB = 1>(x, w, b) y = Softmax(h)", {"w": [5, 8], "b": [5]}),
     "LogSoftmax": lambda: dense("h = Gemm<transB = 1>(x, w, b) y = LogSoftmax(h)", {"w": [5, 8], "b": [5]}),
     "Sigmoid": lambda: dense("h = Gemm<transB = 1>(x, w, b) y = Sigmoid(h)", {"w": [5, 8], "b": [5]}),
