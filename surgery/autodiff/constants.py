@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,9 +11,41 @@ from onnx.reference import ReferenceEvaluator
 
 from surgery.io import IR_VERSION
 
-__all__ = ["constant_value"]
+__all__ = ["constant_value", "fold_shapes"]
 
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+# What differs from run to run whatever its inputs, and what tells no more than a shape, which is looked at before.
+_UNKNOWN = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+_UNKNOWN |= {"Shape", "Size"}
+_COUNTS = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
+_MOST = 1024  # numbers in a shape, or in what one is computed from
+
+
+def fold_shapes(graph: ir.Graph) -> bool:
+    """Makes initializers of the whole numbers and truth values that can be worked out, so that more shapes are known.
+
+    Returns:
+        Whether there were any.
+    """
+    changed = False
+    for node in graph:
+        output = node.outputs[0]
+        if node.op_type == "Constant" or output.dtype not in _COUNTS or len(node.outputs) > 1 or not output.uses():
+            continue
+        if any(v is not None and v.shape is not None and _size(v.shape) > _MOST for v in [*node.inputs, output]):
+            continue
+        array = None if output.is_graph_output() else constant_value(output)
+        if array is None:
+            continue
+        name = f"{output.name}/constant"
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        graph.register_initializer(value)
+        output.replace_all_uses_with(value)
+        changed = True
+    return changed
+
+
+def _size(shape: ir.Shape) -> int:
+    return math.prod(d for d in shape if isinstance(d, int))
 
 
 def constant_value(value: ir.Value) -> np.ndarray | None:
@@ -28,7 +62,7 @@ def constant_value(value: ir.Value) -> np.ndarray | None:
         if array is not None:
             known[current] = array
         elif (
-            node is None or node.domain or node.op_type in _RANDOM or any(a.is_ref() for a in node.attributes.values())
+            node is None or node.domain or node.op_type in _UNKNOWN or any(a.is_ref() for a in node.attributes.values())
         ):
             return None
         else:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from surgery.autodiff.backward import differentiable, registered
+from surgery.autodiff.constants import fold_shapes
 from surgery.autodiff.opset import raise_opset
 from surgery.autodiff.unroll import Splicer, inline_if, unroll_loop, unroll_scan
 from surgery.errors import SurgeryError
@@ -25,7 +26,8 @@ def prepare(model: ir.Model, wrt: Iterable[ir.Value], of: Iterable[ir.Value] | N
 
     Model-local functions are inlined everywhere, and so are the branches of each If that are always taken. On the way
     from `wrt` to `of`, Loop and Scan are unrolled, and an operator that has no rule, but that ONNX defines by a
-    function, is replaced by that function's body. Shapes are inferred. Values keep their names.
+    function, is replaced by that function's body. Shapes are inferred, and what follows from known ones is
+    worked out. Values keep their names.
 
     Args:
         model: A model.
@@ -37,10 +39,10 @@ def prepare(model: ir.Model, wrt: Iterable[ir.Value], of: Iterable[ir.Value] | N
     """
     InlinePass()(model)
     raise_opset(model.graph)
-    infer_shapes(model)
     sources = list(wrt)
     ends = [str(v.name) for v in (model.graph.outputs if of is None else of)]
-    while _rewrite(model.graph, sources, ends):
+    infer_shapes(model)
+    while fold_shapes(model.graph) or _rewrite(model.graph, sources, ends):
         infer_shapes(model)
 
 
