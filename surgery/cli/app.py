@@ -71,5 +71,5 @@ def _main(
     """
 
 
-for _verb in ("convert", "inspect", "apply", "train", "evaluate", "view", "schema", "demo"):
+for _verb in ("convert", "inspect", "apply", "train", "evaluate", "artifacts", "view", "schema", "demo"):
     importlib.import_module(f"surgery.cli.{_verb}")  # in this order in the help

@@ -89,8 +89,13 @@ class _Forward:
     statistics: list[ir.Value]
 
 
-def _forward(model: ir.Model, loss: str, output: str | None, prefix: str, changing: bool) -> _Forward:
-    """Copies `model` and writes the loss behind its logits; with `changing`, what training changes becomes inputs."""
+def _forward(
+    model: ir.Model, loss: str, output: str | None, prefix: str, changing: bool, others: bool = False
+) -> _Forward:
+    """Copies `model` and writes the loss behind its logits; with `changing`, what training changes becomes inputs.
+
+    With `others`, the outputs that are not trained stay, behind the loss and the metric.
+    """
     model = model.clone()
     InlinePass()(model)
     graph = model.graph
@@ -103,7 +108,8 @@ def _forward(model: ir.Model, loss: str, output: str | None, prefix: str, changi
         names = ", ".join(str(i.name) for i in graph.inputs)
         raise SurgeryError(f"training takes one input so far; the model has {len(graph.inputs)} ({names})")
     _free_batch(graph)
-    graph.outputs[:] = [graph.outputs[index]]
+    kept = [o for i, o in enumerate(graph.outputs) if i != index] if others else []
+    graph.outputs[:] = [graph.outputs[index], *kept]
     RemoveUnusedNodesPass()(model)
     parameters = trainable_parameters(model) if changing else []
     statistics = _parameters(model, statistics=True) if changing else []
@@ -130,7 +136,7 @@ def _forward(model: ir.Model, loss: str, output: str | None, prefix: str, changi
     cost, metric = chosen.write(op, logits, target)
     for value in (cost, metric):
         value.shape, value.dtype = ir.Shape(()), ir.DataType.FLOAT
-    graph.outputs[:] = [cost, metric]
+    graph.outputs[:] = [cost, metric, *kept]
     infer_shapes(model)
     return _Forward(model, op, chosen, units, cost, metric, target, parameters, statistics)
 
@@ -252,7 +258,9 @@ def training_step(
     return _finish(forward, carried, states)
 
 
-def evaluation_step(model: ir.Model, *, loss: str = "auto", output: str | None = None, changing: bool = False) -> Step:
+def evaluation_step(
+    model: ir.Model, *, loss: str = "auto", output: str | None = None, changing: bool = False, others: bool = False
+) -> Step:
     """Builds the graph that measures `model` as it infers; its inputs are named as `training_step`'s.
 
     Args:
@@ -260,8 +268,9 @@ def evaluation_step(model: ir.Model, *, loss: str = "auto", output: str | None =
         loss: A name of `losses.LOSSES`; ``auto`` goes by the last activation.
         output: The output to measure; needed where there are several.
         changing: Take what training changes as inputs, to measure a training's present weights.
+        others: Compute the model's other outputs as well, behind the loss and the metric.
     """
-    return _finish(_forward(model, loss, output, "evaluation/", changing), {}, {})
+    return _finish(_forward(model, loss, output, "evaluation/", changing, others), {}, {})
 
 
 def _array(parameter: ir.Value) -> np.ndarray:
