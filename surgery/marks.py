@@ -22,6 +22,7 @@ __all__ = [
     "Constraint",
     "Marks",
     "Preprocessing",
+    "described",
     "labels",
     "marks",
     "preprocessing",
@@ -193,6 +194,11 @@ def _set_entry(model: ir.Model, key: str, name: str, data: Any) -> bool:
     else:
         model.metadata_props.pop(_PREFIX + key, None)
     return True
+
+
+def described(model: ir.Model, key: Literal["labels", "preprocessing"]) -> set[str]:
+    """The outputs that have labels, or the inputs that have preprocessing, by name."""
+    return set(_table(model, key))
 
 
 def labels(model: ir.Model, output: str) -> list[str] | None:

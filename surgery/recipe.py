@@ -165,12 +165,20 @@ def _plain(item: Any, key: Key, context: _Context) -> tuple[str, dict[str, Any]]
     short = kind.shorthand
     if fields is None:
         return name, {}
-    # A mapping without any of the pass's own keys may be a selector in short.
-    if short and (not isinstance(fields, Mapping) or (fields and set(fields) <= SELECTOR_KEYS - set(names))):
+    if short and _is_short_form(fields, names, short):
         return name, {short: fields}
     if not isinstance(fields, Mapping):
         raise context.error((*key, name), f"must be a mapping with some of {', '.join(names)}")
     return name, dict(fields)
+
+
+def _is_short_form(fields: Any, names: Mapping[str, Any], short: str) -> bool:
+    """Whether `fields` is the value of the field `short`: no mapping, or a selector, or what a mapping field holds."""
+    if not isinstance(fields, Mapping):
+        return True
+    if not fields or set(fields) & set(names):
+        return False
+    return set(fields) <= SELECTOR_KEYS or names[short].get("type") == "object"
 
 
 def _override(text: str, plain: list[tuple[str, dict[str, Any]]], train: dict[str, Any], context: _Context) -> None:

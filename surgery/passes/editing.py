@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from surgery.layers import ancestors, descendants
+from surgery.layers import descendants
+from surgery.marks import described, set_labels, set_preprocessing
 
 __all__ = [
     "add_constant",
@@ -19,6 +21,7 @@ __all__ = [
     "insert_behind",
     "new_parameter",
     "opset",
+    "prune",
     "register",
     "replace_parameter",
     "unique",
@@ -84,14 +87,36 @@ def drop_unused(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
             continue
         if value.is_initializer():
             graph.initializers.pop(value.name or "", None)
-        elif (node := value.producer()) is not None and not ancestors(node.inputs) and not _reads_inputs(node):
+        elif (node := value.producer()) is not None and _is_constant(value):
             sources = list(node.inputs)
             graph.remove(node, safe=True)
             drop_unused(graph, sources)
 
 
-def _reads_inputs(node: ir.Node) -> bool:
-    return any(v is not None and v.is_graph_input() for v in node.inputs)
+def _is_constant(value: ir.Value | None) -> bool:
+    """Whether `value` depends on no input of the network."""
+    if value is None or value.is_initializer():
+        return True
+    node = value.producer()
+    return node is not None and all(_is_constant(v) for v in node.inputs)
+
+
+def prune(model: ir.Model) -> list[str]:
+    """Removes what no output needs: operators, weights, inputs (one stays), labels and preprocessing.
+
+    Returns:
+        The names of the inputs that went.
+    """
+    graph = model.graph
+    RemoveUnusedNodesPass()(model)
+    unused = [v for v in graph.inputs if not v.uses() and not v.is_graph_output()]
+    unused = unused if len(unused) < len(graph.inputs) else unused[1:]
+    graph.inputs[:] = [v for v in graph.inputs if v not in unused]
+    for name in described(model, "labels") - {o.name for o in graph.outputs}:
+        set_labels(model, name, None)
+    for name in described(model, "preprocessing") - {i.name for i in graph.inputs}:
+        set_preprocessing(model, name, None)
+    return [str(v.name) for v in unused]
 
 
 def constant_of(value: ir.Value | None) -> np.ndarray | None:
@@ -154,17 +179,17 @@ def _graph_of(value: ir.Value) -> ir.Graph:
     return graph
 
 
-def bypass(node: ir.Node) -> ir.Value:
-    """Removes `node`, whose users read its first input instead; a graph output keeps its name.
+def bypass(node: ir.Node, index: int = 0) -> ir.Value:
+    """Removes `node`, whose users read its input `index` instead; a graph output keeps its name.
 
     Returns:
         What its users read now.
     """
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    source, output = node.inputs[0], node.outputs[0]
+    source, output = node.inputs[index], node.outputs[0]
     assert source is not None
-    others = [v for v in node.inputs[1:] if v is not None]
+    others = [v for v in node.inputs if v is not source]
     if output.is_graph_output() and (source.is_graph_output() or source.producer() is None):
         identity = ir.node("Identity", [source], name=unique(graph, f"{node.name}/Identity"))
         identity.outputs[0].name, identity.outputs[0].type = unique(graph, f"{output.name}/Identity"), source.type
