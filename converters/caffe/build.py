@@ -155,6 +155,14 @@ class Builder:
         """How many layers read what `top` holds at this layer."""
         return self._reads[top, self._versions[top]]
 
+    def channels_read(self, top: str) -> int | None:
+        """How many channels the weights of a convolution that reads `top` are made for."""
+        for layer in self.layers:
+            blobs = self.source.weights.get(layer.name)
+            if layer.type == "Convolution" and top in layer.bottom and blobs and len(blobs[0].shape) > 2:
+                return blobs[0].shape[1] * layer.convolution_param.group
+        return None
+
     def first_top(self, value: ir.Value) -> str | None:
         """The first top that `value` was."""
         return self._wanted.get(value)

@@ -25,7 +25,7 @@ def _is_caffe(path: Path) -> bool:
     return is_caffe(path)
 
 
-Shape = str | Sequence[int | str] | Mapping[str, str | Sequence[int | str]]
+Shape = int | str | Sequence[int | str] | Mapping[str, str | Sequence[int | str]]
 
 
 @converter("Caffe", recognizes=_is_caffe)
@@ -69,6 +69,9 @@ def convert_caffe(
     from converters.caffe.build import Builder
     from converters.caffe.read import read_source
 
+    for name, number, least in (("seed", seed, 0), ("batch", batch, 1)):
+        if number is not None and (not isinstance(number, int) or number < least):
+            raise SurgeryError(f"{name} is {number!r} and must be a whole number, {least} or more")
     read = read_source(source, weights, lenient=custom is not None)
     return Builder(read, _shapes(shape), batch, seed, _function(custom)).build()
 
@@ -80,6 +83,8 @@ def _shapes(shape: Shape | None) -> dict[str, list[Dim]]:
     if isinstance(shape, str):
         parts = [part.rpartition("=") for part in shape.split(",")]
         return {name.strip(): _dims(dims.split("x")) for name, _, dims in parts}
+    if isinstance(shape, int):
+        return {"": _dims([shape])}
     if isinstance(shape, Mapping):
         return {name: _dims(dims.split("x") if isinstance(dims, str) else dims) for name, dims in shape.items()}
     return {"": _dims(shape)}

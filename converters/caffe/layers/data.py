@@ -88,8 +88,10 @@ def _image_shape(c: Context) -> list[Dim]:
         channels = mean.shape[0]
     elif len(transform.mean_value) > 1:
         channels = len(transform.mean_value)
-    elif transform.force_color or layer.type in ("ImageData", "WindowData") or transform.crop_size:
-        channels = 3  # nets that crop are for photographs
+    elif transform.force_color or layer.type in ("ImageData", "WindowData"):
+        channels = 3
+    else:  # what the weights say; else nets that crop are for photographs
+        channels = c.builder.channels_read(c.layer.top[0]) or (3 if transform.crop_size else channels)
     if transform.crop_size:
         height = width = transform.crop_size
     return [channels, height, width]
