@@ -79,6 +79,8 @@ def artifacts(
             runtime is not the onnxruntime-training build, or a file cannot be written.
     """
     chosen = choose(optimizer)
+    if frozen not in ("models", "checkpoint"):
+        raise SurgeryError(f"frozen is {frozen!r}: frozen weights lie in 'models' or in 'checkpoint'")
     save_checkpoint = _checkpoint_writer()
     plans: dict[str, Plan] = {}
     training = training_model(model, chosen, plans, loss=loss, output=output, fused=fused, seed=seed)

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 from surgery.autodiff import backward, prepare, why_no_gradient
 from surgery.emit import Emitter
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, nearest
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.layers import STATISTICS, find_output, layers
 from surgery.marks import marks
@@ -103,6 +103,8 @@ def _forward(
     index = list(graph.outputs).index(end)
     fitting = strip_activation(graph, end, loss)
     name = fitting or "mean_squared_error" if loss == "auto" else loss
+    if name not in LOSSES:
+        raise SurgeryError(f"no loss is named {name!r}{nearest(name, LOSSES)}; there are auto, {', '.join(LOSSES)}")
     chosen = LOSSES[name]
     if len(graph.inputs) != 1:
         names = ", ".join(str(i.name) for i in graph.inputs)
