@@ -219,8 +219,12 @@ def _restore(values: list[ir.Value], tensors: list[ir.TensorProtocol | None]) ->
         value.const_value = tensor
 
 
-def infer_shapes(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model, *, strict: bool = True) -> None:
     """Infers the shape and type of every value of `model`, in place.
+
+    Args:
+        model: The model.
+        strict: Whether an inconsistent graph is an error; otherwise what lies behind the fault stays unknown.
 
     Raises:
         SurgeryError: The graph is inconsistent; the message names the operator.
@@ -238,7 +242,7 @@ def infer_shapes(model: ir.Model) -> None:
     finally:
         _restore(weights, before)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=strict, strict_mode=strict, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = re.sub(r"\[\w+Error\] |Inference error\(s\): ", "", lines[0]) if lines else type(error).__name__

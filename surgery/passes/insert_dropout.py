@@ -20,18 +20,20 @@ __all__ = ["InsertDropout"]
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
-# What belongs to a layer's output: dropout comes behind it.
+# What belongs to a layer's output: dropout comes behind it. Behind pooling, too: the maximum over units, some of which
+# are dropped and the others made larger for it, would be larger in training than in inference.
 _OUTPUT = ACTIVATION_OPS | {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"}
+_OUTPUT |= {"MaxPool", "AveragePool", "LpPool"}
 # Behind what a dropout still is that layer's.
-_PASSING = {"MaxPool", "AveragePool", "LRN", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"}
+_PASSING = {"LRN", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"}
 
 
 @pass_dataclass
 class InsertDropout(Pass):
     """Drops inputs or units at random while training; inference stays the same (Srivastava et al. 2014).
 
-    A hidden layer's dropout comes behind its normalization and activation; never behind a head. Where a layer has a
-    dropout already, also behind its pooling, that one gets the rate; a rate of 0 switches it off. Idempotent.
+    A hidden layer's dropout comes behind its normalization, activation and pooling; never behind a head. Where a layer
+    has a dropout already, that one gets the rate; a rate of 0 switches it off. Idempotent.
 
     Attributes:
         input: The share of the network's inputs to drop (the paper uses 0.2).

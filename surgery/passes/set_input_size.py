@@ -1,0 +1,102 @@
+"""Set the size of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
+
+import onnx_ir as ir
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from surgery.errors import SurgeryError
+from surgery.io import infer_shapes
+from surgery.layers import Layer, layers
+from surgery.marks import preprocessing, set_preprocessing
+from surgery.passes.base import Change, Pass, pass_dataclass
+from surgery.passes.dense import layer_stem, read_units, write_units
+from surgery.passes.initializers import Initializer, initialize
+from surgery.passes.resizing import set_shape
+
+__all__ = ["SetInputSize"]
+
+
+@pass_dataclass
+class SetInputSize(Pass):
+    """Sets the height and width of the images that a network takes, and all shapes behind.
+
+    A fully connected layer behind a map fits one size only; it gets new weights if `new_weights` says so, otherwise
+    that is an error. Idempotent.
+
+    Attributes:
+        size: Height and width in pixels; one number for both.
+        input: The input; needed where several have four axes.
+        new_weights: Whether fully connected layers that no longer fit get new weights, for as many units as before.
+        initializer: Of the new weights, as in `replace_head`.
+        seed: Of the new weights.
+    """
+
+    shorthand: ClassVar = "size"
+
+    size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    input: str | None = None
+    new_weights: bool = False
+    initializer: Initializer = "glorot"
+    seed: NonNegativeInt = 0
+
+    def edit(self, model: ir.Model) -> Iterator[Change]:
+        value = self._image(model)
+        assert value.shape is not None
+        how = preprocessing(model, str(value.name))
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        axis = 1 if how is not None and how.layout == "NHWC" else 2
+        dims = [*value.shape[:axis], height, width, *value.shape[axis + 2 :]]
+        if how is not None and set_preprocessing(
+            model, str(value.name), dataclasses.replace(how, size=(height, width))
+        ):
+            yield Change(str(value.name), f"images are made {height} × {width}")
+        if list(value.shape) == dims:
+            return
+        yield Change(str(value.name), f"{value.shape} → {ir.Shape(dims)}")
+        set_shape(model, {value: ir.Shape(dims)})
+        infer_shapes(model, strict=False)
+        for layer in layers(model):
+            if any(isinstance(d, int) and d < 1 for d in layer.output.shape or ()):
+                raise SurgeryError(
+                    f"images are too small: {layer.op_type} {layer.name!r} would give {layer.output.shape}"
+                )
+            if layer.op_type in ("Gemm", "MatMul") and (weight := layer.parameters.get("weight")) is not None:
+                given = _width(layer.node.inputs[0])
+                if given is not None and len(weight.shape or ()) == 2:
+                    yield from self._fit(model, layer, given)
+
+    def _image(self, model: ir.Model) -> ir.Value:
+        images = [v for v in model.graph.inputs if v.shape is not None and len(v.shape) == 4]
+        if self.input is not None:
+            images = [v for v in images if v.name == self.input]
+        if len(images) != 1:
+            names = ", ".join(f"{v.name} {v.shape}" for v in model.graph.inputs)
+            raise SurgeryError(f"{len(images)} inputs could be images [N, C, H, W] ({names}); say which with `input:`")
+        return images[0]
+
+    def _fit(self, model: ir.Model, layer: Layer, given: int) -> Iterator[Change]:
+        """Gives a layer new weights where it takes another number of inputs than it is given."""
+        rows, bias = read_units(layer)
+        if given == rows.shape[1]:
+            return
+        if not self.new_weights:
+            raise SurgeryError(
+                f"{layer.op_type} {layer.name!r} takes {rows.shape[1]} inputs and would be given {given}; say "
+                "`new_weights: true`, or apply to_fully_convolutional first"
+            )
+        name = layer_stem(layer)
+        new = initialize(self.initializer, (len(rows), given), self.seed, f"{name}.weight")
+        write_units(layer, new, bias, name, keep_marks=True)
+        infer_shapes(model, strict=False)
+        yield Change(layer.name, f"new weights for {given} inputs instead of {rows.shape[1]}")
+
+
+def _width(value: ir.Value | None) -> int | None:
+    """How long the rows of `value` are, where that is known."""
+    last = value.shape[-1] if value is not None and value.shape is not None and len(value.shape) else None
+    return last if isinstance(last, int) else None
