@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from surgery.autodiff.backward import Context, Gradients, fused_rule, rule
+from surgery.autodiff.rules.kernel import weight_gradient
 from surgery.autodiff.rules.window import Window, transpose_convolution, window
 from surgery.errors import SurgeryError
 
@@ -53,32 +53,6 @@ def conv(c: Context) -> Gradients:
         weight_gradient(c, c.x(0), c.dy, win, group) if c.wants(1) else None,
         c.op.ReduceSum(c.dy, np.array([0, *win.axes]), keepdims=0) if c.wants(2) else None,
     ]
-
-
-def weight_gradient(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
-    """Convolves X with dY, batch and channels swapped, strides and dilations as well."""
-    op = c.op
-    swap = [1, 0, *win.axes]
-    left = op.Transpose(x, perm=swap) if group == 1 else _batch_by_group(c, x, win, group)
-    crop = [0 if r is None else r for r in win.rest]
-    pads = [*win.begin, *[q - r for q, r in zip(win.end, crop, strict=True)]]
-    if any(p < 0 for p in pads):
-        pads = [max(p, 0) for p in pads]
-    full = op.Conv(
-        left, op.Transpose(dy, perm=swap), strides=win.dilations, dilations=win.strides, pads=pads, group=group
-    )
-    # Elements of the input beyond the last window give elements beyond the kernel.
-    kernel = op.Slice(full, np.zeros(win.spatial, np.int64), np.array(win.kernel), np.array(win.axes))
-    return op.Transpose(kernel, perm=swap)
-
-
-def _batch_by_group(c: Context, x: ir.Value, win: Window, group: int) -> ir.Value:
-    """[N, G·C, …] as [C, G·N, …]."""
-    op = c.op
-    sizes = op.Slice(op.Shape(x), np.array([2]), np.array([2**31]))
-    split = op.Reshape(x, op.Concat(np.array([0, group, -1]), sizes, axis=0))
-    moved = op.Transpose(split, perm=[2, 1, 0, *[a + 1 for a in win.axes]])
-    return op.Reshape(moved, op.Concat(np.array([0, -1]), sizes, axis=0))
 
 
 @rule("ConvTranspose")
