@@ -80,7 +80,7 @@ def training_model(
         if plan.marks.constraint is not None:
             write(parameter, used if plan.divisor == 1 else op.Mul(used, 1 / plan.divisor), always)
     for name in step.weights:
-        if name not in plans:  # running statistics
+        if name not in plans:  # running statistics; the CPU's kernel happens to write them in place itself
             write(inputs[name], after[step.carried[name]], always)
     graph.inputs.append(reset)
     graph.outputs[:] = [graph.outputs[0], *done]
