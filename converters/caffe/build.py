@@ -90,7 +90,7 @@ class Builder:
         if self.shapes:
             names = [str(value.name) for value in self.graph.inputs]
             raise SurgeryError(f"{self.path}: no input takes the shape for {', '.join(self.shapes)}; it has {names}")
-        self.parameters.finish()
+        self.parameters.finish(self.layers)
         model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="onnx-surgery")
         self._finish(model)
         self._describe(model)

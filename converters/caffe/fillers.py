@@ -22,7 +22,7 @@ def fill(filler: FillerParameter, shape: Shape, seed: int, name: str) -> np.ndar
         KeyError: Caffe has no such filler.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return FILLERS[filler.type](filler, shape, rng).astype(np.float32)
+    return FILLERS[filler.type](filler, shape, rng).astype(np.float32, copy=False)
 
 
 def _constant(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
@@ -30,20 +30,28 @@ def _constant(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -
 
 
 def _uniform(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(filler.min, filler.max, shape)
+    return _between(filler.min, filler.max, shape, rng)
+
+
+def _between(low: float, high: float, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    return rng.random(shape, np.float32) * np.float32(high - low) + np.float32(low)
+
+
+def _normal(mean: float, deviation: float, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32) * np.float32(deviation) + np.float32(mean)
 
 
 def _gaussian(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """With ``sparse``, about so many inputs of each unit stay non-zero: each with probability sparse / units."""
-    values = rng.normal(filler.mean, filler.std, shape)
+    values = _normal(filler.mean, filler.std, shape, rng)
     if filler.sparse >= 0:
-        values *= rng.random(shape) < filler.sparse / shape[0]
+        values *= rng.random(shape, np.float32) < filler.sparse / shape[0]
     return values
 
 
 def _positive_unitball(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """Positive, and each unit's weights sum to 1."""
-    values = rng.random(shape)
+    values = rng.random(shape, np.float32)
     return values / values.sum(axis=tuple(range(1, len(shape))), keepdims=True)
 
 
@@ -61,12 +69,12 @@ def _fan(filler: FillerParameter, shape: Shape) -> float:
 def _xavier(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """Glorot and Bengio 2010, by default with the fan-in alone: uniform with variance 1 / fan."""
     limit = math.sqrt(3 / _fan(filler, shape))
-    return rng.uniform(-limit, limit, shape)
+    return _between(-limit, limit, shape, rng)
 
 
 def _msra(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """He et al. 2015: Gaussian with variance 2 / fan."""
-    return rng.normal(0, math.sqrt(2 / _fan(filler, shape)), shape)
+    return _normal(0, math.sqrt(2 / _fan(filler, shape)), shape, rng)
 
 
 def _bilinear(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:

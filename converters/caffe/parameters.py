@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from converters.caffe.caffe_pb2 import FillerParameter
+from converters.caffe.caffe_pb2 import FillerParameter, LayerParameter
 from converters.caffe.fillers import FILLERS, fill
 from converters.caffe.read import Source
 from surgery.errors import SurgeryError, nearest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parameters"]
 
-_MOST_FILLED = 2**30  # numbers; the largest nets of the Model Zoo have about 2^28
+_MOST_FILLED = 2**28  # numbers; the largest nets of the Model Zoo have half as many
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +49,7 @@ class Parameters:
         self._seed = seed
         self._shared: dict[str, ir.Value] = {}
         self._filled = 0
-        self._used: set[str] = set()
+        self._asked: dict[str, int] = {}  # layer → how many blobs it has
         self._missing: dict[str, None] = {}
 
     def blob(self, c: Context, index: int, role: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -58,10 +58,10 @@ class Parameters:
         Raises:
             SurgeryError: The file's blob has another shape.
         """
+        self._ask(c, index)
         blobs = self._source.weights.get(c.name)
         if not blobs:
             return None
-        self._used.add(c.name)
         if index >= len(blobs):
             raise c.error(
                 f"needs blob {index} ({role}, {_shown(shape)}), and {self._source.weights_path} has {len(blobs)} for it"
@@ -73,6 +73,9 @@ class Parameters:
                 f"{_shown(shape)}; the weights are of another network, or the definition was changed"
             )
         return blob.data.reshape(shape)
+
+    def _ask(self, c: Context, index: int) -> None:
+        self._asked[c.name] = max(self._asked.get(c.name, 0), index + 1)
 
     def shape(self, c: Context, index: int) -> tuple[int, ...] | None:
         """Returns the shape that blob `index` of a layer has in the file."""
@@ -91,6 +94,7 @@ class Parameters:
         """See `Context.parameter`."""
         name = c.spec(index).name
         if name and name in self._shared:
+            self._ask(c, index)
             value = self._reuse(c, name, role, shape)
         else:
             data = self.blob(c, index, role, blob_shape)
@@ -104,7 +108,6 @@ class Parameters:
 
     def _reuse(self, c: Context, name: str, role: str, shape: tuple[int, ...]) -> ir.Value:
         value = self._shared[name]
-        self._used.add(c.name)
         assert value.shape is not None
         have = value.shape.numpy()
         if math.prod(have) != math.prod(shape):
@@ -136,18 +139,26 @@ class Parameters:
             raise c.error(f"no filler {filler.type!r} is known{nearest(filler.type, FILLERS)}")
         return fill(filler, shape, self._seed, f"{c.name}.{role}")
 
-    def finish(self) -> None:
-        """Says which layers the file had no weights for.
+    def finish(self, layers: Sequence[LayerParameter]) -> None:
+        """Says which of `layers` the file had no weights for.
 
         Raises:
-            SurgeryError: It had none for any layer.
+            SurgeryError: It had none for any layer, or more than a layer takes.
         """
+        path, weights = self._source.weights_path, self._source.weights
+        for layer in layers:
+            count, takes = len(weights.get(layer.name, ())), self._asked.get(layer.name, 0)
+            if count > takes:
+                raise SurgeryError(
+                    f"{self._source.path}: layer {layer.name!r} ({layer.type}): {path} has {count} blobs for it, "
+                    f"and it takes {takes}; the weights are of another network, or the definition was changed"
+                )
         if not self._missing:
             return
-        path, names = self._source.weights_path, ", ".join(self._missing)
-        if not self._used:
+        names = ", ".join(self._missing)
+        if not any(name in weights for name in self._asked):
             raise SurgeryError(
                 f"{path}: has weights for none of the layers of {self._source.path} ({names}), but for "
-                f"{', '.join(self._source.weights)}; it belongs to another network"
+                f"{', '.join(weights)}; it belongs to another network"
             )
         _log.warning("%s has no weights for %s: they start from their fillers", path, names)

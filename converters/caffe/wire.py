@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from converters.caffe.caffe_pb2 import BlobProto, NetParameter
 from surgery.errors import SurgeryError
@@ -147,6 +147,16 @@ def _layer(buffer: _Buffer, field: _Field, blobs_number: int, blobs: list[Blob])
     return bytes(out)
 
 
+def _check_text(message: Message) -> None:
+    """Strings that are not UTF-8 come out of the parser as bytes."""
+    for field, value in message.ListFields():
+        for each in value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]:
+            if isinstance(each, Message):
+                _check_text(each)
+            elif isinstance(each, bytes) and field.type == field.TYPE_STRING:
+                raise _Damaged(f"a {field.name} is no text: {each[:20]!r}")
+
+
 def _open(path: Path) -> _Buffer:
     if path.stat().st_size < _MAPPED:
         return path.read_bytes()
@@ -174,6 +184,7 @@ def scan(path: Path) -> tuple[NetParameter, list[list[Blob]]]:
             else:
                 out += buffer[field.tag : field.end]
         net = NetParameter.FromString(bytes(out))
+        _check_text(net)
     except _Damaged as error:
         raise SurgeryError(f"{path}: is truncated or not a caffemodel ({error}); copy it again") from error
     except DecodeError as error:

@@ -455,7 +455,7 @@ def test_custom_layers(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match=r"field 'input_param\.size'"):
         convert(write(tmp_path, CUSTOM.replace("shape {", "size: 2 shape {", 1)), custom=times_all)
     with pytest.raises(SurgeryError, match="returned nothing"):
-        convert(path, custom=lambda c: None)
+        convert(write(tmp_path, CUSTOM), custom=lambda c: None)
 
 
 @pytest.mark.parametrize(("custom", "message"), [

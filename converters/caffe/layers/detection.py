@@ -87,15 +87,15 @@ def detection_output(c: Context) -> ir.Value:
         raise c.error("num_classes must be 1 or more")
     if param.nms_param.eta != 1:
         raise c.error("suppression that loosens (eta other than 1) has no counterpart in ONNX")
-    classes = [k for k in range(param.num_classes) if k != param.background_label_id]
-    if not classes:
-        raise c.error("has no class but the background")
     priors = c.size(2, c.bottoms[2]) // 4
     groups = 1 if param.share_location else param.num_classes
     for what, bottom, size in (("locations", 0, 4 * groups), ("scores", 1, param.num_classes)):
         found = math.prod(c.size(axis, c.bottoms[bottom]) for axis in range(1, c.rank(c.bottoms[bottom])))
         if found != priors * size:
             raise c.error(f"has {found:,} {what} for {priors:,} prior boxes, which need {priors * size:,}")
+    classes = [k for k in range(param.num_classes) if k != param.background_label_id]
+    if not classes:
+        raise c.error("has no class but the background")
     boxes = _decoded(c, priors, len(classes))  # [N, classes or 1, priors, 4]
     scores = op.Transpose(op.Reshape(c.bottoms[1], op.constant([0, priors, param.num_classes])), perm=[0, 2, 1])
     scores = op.Gather(scores, np.array(classes), axis=1)  # [N, classes, priors]

@@ -54,7 +54,7 @@ def slice_layer(c: Context) -> list[ir.Value]:
     param, tops = c.layer.slice_param, len(c.layer.top)
     axis = c.axis(param.axis if param.HasField("axis") or not param.HasField("slice_dim") else param.slice_dim)
     dims = c.dims()
-    if tops == 1:
+    if tops == 1 and not param.slice_point:
         return [c.x]
     if param.slice_point:
         points = [0, *param.slice_point, c.size(axis)]
