@@ -69,8 +69,12 @@ class Pass(ir.passes.InPlacePass):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.pass_name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-        if not cls.__name__.startswith("_"):
-            registry[cls.pass_name] = cls
+        if cls.__name__.startswith("_"):
+            return
+        other = registry.setdefault(cls.pass_name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"there is a pass named {cls.pass_name} already, in {other.__module__}")
+        registry[cls.pass_name] = cls
 
     @abstractmethod
     def edit(self, model: ir.Model) -> Iterator[Change]:

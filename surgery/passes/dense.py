@@ -16,7 +16,10 @@ from surgery.passes.editing import (
     replace_parameter,
 )
 
-__all__ = ["layer_stem", "read_units", "write_units"]
+__all__ = ["UNIT_OPS", "layer_stem", "read_units", "write_units"]
+
+
+UNIT_OPS = frozenset({"Gemm", "MatMul", "Conv", "ConvTranspose"})
 
 
 def layer_stem(layer: Layer) -> str:
@@ -33,9 +36,26 @@ def _check(layer: Layer) -> np.ndarray:
         raise SurgeryError(f"{node.op_type} {layer.name!r}: its weight is not a constant second input")
     if node.op_type in ("Gemm", "MatMul") and weight.ndim != 2:
         raise SurgeryError(f"{node.op_type} {layer.name!r}: its weight of shape {weight.shape} is not a matrix")
-    if node.op_type not in ("Gemm", "MatMul", "Conv"):
-        raise SurgeryError(f"layer {layer.name!r} is a {node.op_type}, not a Gemm, MatMul or Conv")
+    if node.op_type not in UNIT_OPS:
+        raise SurgeryError(f"layer {layer.name!r} is a {node.op_type}, not a {', '.join(sorted(UNIT_OPS))}")
     return weight
+
+
+def _to_rows(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """A stored weight as `[units, inputs, *kernel]`."""
+    if node.op_type == "ConvTranspose":  # [inputs, units / groups, *kernel], group by group
+        groups, kernel = node.attributes.get_int("group", 1), weight.shape[2:]
+        split = weight.reshape(groups, -1, weight.shape[1], *kernel)
+        return split.swapaxes(1, 2).reshape(groups * weight.shape[1], -1, *kernel)
+    return weight if _rows_first(node) else weight.T
+
+
+def _from_rows(node: ir.Node, rows: np.ndarray) -> np.ndarray:
+    if node.op_type == "ConvTranspose":
+        groups, kernel = node.attributes.get_int("group", 1), rows.shape[2:]
+        split = rows.reshape(groups, -1, rows.shape[1], *kernel)
+        return split.swapaxes(1, 2).reshape(groups * rows.shape[1], -1, *kernel)
+    return rows if _rows_first(node) else rows.T
 
 
 def _rows_first(node: ir.Node) -> bool:
@@ -43,14 +63,13 @@ def _rows_first(node: ir.Node) -> bool:
 
 
 def read_units(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the weights `[units, inputs, *kernel]` and the biases `[units]` of a Gemm, MatMul or Conv, in float64.
+    """Returns the weights `[units, inputs, *kernel]` and the biases `[units]` of a layer, in float64.
 
     Raises:
-        SurgeryError: It is none of these, or its weights are not constants.
+        SurgeryError: It is no Gemm, MatMul, Conv or ConvTranspose, or its weights are not constants.
     """
     node = layer.node
-    weight = _check(layer).astype(np.float64)
-    rows = weight if _rows_first(node) else weight.T
+    rows = _to_rows(node, _check(layer).astype(np.float64))
     bias = np.zeros(len(rows))
     if (value := layer.parameters.get("bias")) is not None:
         data = constant_of(value)
@@ -65,7 +84,7 @@ def read_units(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_units(layer: Layer, rows: np.ndarray, bias: np.ndarray, name: str, *, keep_marks: bool = False) -> None:
-    """Gives a Gemm, MatMul or Conv other weights and biases; the graph's shapes behind it are to be inferred anew.
+    """Gives a layer of `UNIT_OPS` other weights and biases; the graph's shapes behind it are to be inferred anew.
 
     Args:
         layer: The layer; a stale view of the graph afterwards.
@@ -80,7 +99,7 @@ def write_units(layer: Layer, rows: np.ndarray, bias: np.ndarray, name: str, *, 
     old = layer.parameters["weight"]
     dtype = old.dtype or ir.DataType.FLOAT
     forget_shapes(node.outputs)
-    weight = new_parameter(rows if _rows_first(node) else rows.T, dtype, old if keep_marks else None)
+    weight = new_parameter(_from_rows(node, rows), dtype, old if keep_marks else None)
     replace_parameter(node, 1, weight, f"{name}.weight")
     old_bias = layer.parameters.get("bias")
     like = old_bias if keep_marks else None
