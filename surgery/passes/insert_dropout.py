@@ -23,9 +23,9 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 # What belongs to a layer's output: dropout comes behind it. Behind pooling, too: the maximum over units, some of which
 # are dropped and the others made larger for it, would be larger in training than in inference.
 _OUTPUT = ACTIVATION_OPS | {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"}
-_OUTPUT |= {"MaxPool", "AveragePool", "LpPool"}
+_OUTPUT |= {"MaxPool", "AveragePool", "LpPool", "LRN"}
 # Behind what a dropout still is that layer's.
-_PASSING = {"LRN", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"}
+_PASSING = {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity"}
 
 
 @pass_dataclass

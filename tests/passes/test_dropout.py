@@ -46,10 +46,10 @@ def test_inference_stays_the_same(make: Callable[[], ir.Model], batch: np.ndarra
 
 
 class TestPlaces:
-    def test_behind_the_activations_of_hidden_layers_never_behind_the_head(self) -> None:
+    def test_behind_activations_and_pooling_of_hidden_layers_never_behind_the_head(self) -> None:
         model = cnn()
         changes = InsertDropout(input=0.2, hidden=0.5)(model).changes
-        assert dropouts(model) == {"x/dropout": ("", 0.2), "c1/dropout": ("r1", 0.5), "c2/dropout": ("r2", 0.5)}
+        assert dropouts(model) == {"x/dropout": ("", 0.2), "c1/dropout": ("p1", 0.5), "c2/dropout": ("r2", 0.5)}
         assert [str(c) for c in changes] == ["x/dropout: drops 0.2", "c1/dropout: drops 0.5", "c2/dropout: drops 0.5"]
 
     def test_a_convolution_in_front_of_pooling_is_the_head(self) -> None:
@@ -103,12 +103,22 @@ class TestPlaces:
 
     def test_behind_selected_layers_also_such_without_weights(self) -> None:
         model = cnn()
-        InsertDropout(rate=0.3, layers=["c1", "p1"], hidden=0.5)(model)
+        InsertDropout(rate=0.3, layers=["c1", "g"], hidden=0.5)(model)
         assert dropouts(model) == {
-            "c1/dropout": ("r1", 0.3),
-            "p1/dropout": ("p1", 0.3),
+            "c1/dropout": ("p1", 0.3),
+            "g/dropout": ("g", 0.3),
             "c2/dropout": ("r2", 0.5),
         }
+
+    def test_behind_the_response_normalization_of_alexnet(self) -> None:
+        model = parse(
+            "(float[N,3,10,10] x) => (float[N,4,2,2] y)",
+            "c = Conv(x, w) r = Relu(c) n = LRN<size = 3>(r) p = MaxPool<kernel_shape = [4, 4], strides = [3, 3]>(n) "
+            "y = Conv(p, w2)",
+            {"w": [5, 3, 1, 1], "w2": [4, 5, 2, 2]},
+        )
+        InsertDropout(hidden=0.5)(model)
+        assert dropouts(model) == {"c/dropout": ("p", 0.5)}
 
     def test_behind_the_head_is_refused(self) -> None:
         with pytest.raises(SurgeryError, match="layer 'h' has no layer with weights behind it"):
