@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import tempfile
@@ -30,8 +31,9 @@ _INFERENCE_THRESHOLD = 1024  # bytes; shape inference looks at the contents of s
 def load(path: str | os.PathLike[str]) -> ir.Model:
     """Loads an ONNX model; weights in external files stay there, memory-mapped.
 
-    Weights become plain initializers, also where the file has them as graph inputs (as IR version 3 demands) or as
-    Constant operators. Every operator gets a name, and shapes are inferred where the file has none.
+    Weights become plain initializers of the shape in which they are used, also where the file has them as graph inputs
+    (as IR version 3 demands), as Constant operators or behind a Reshape. Every operator gets a name, and shapes are
+    inferred where the file has none.
 
     Raises:
         SurgeryError: The file is missing, empty, truncated, not ONNX, or of an operator set outside `MIN_OPSET` to
@@ -56,6 +58,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     _check_external_data(model, path)
     RemoveInitializersFromInputsPass()(model)
     LiftConstantsToInitializersPass(size_limit=0)(model)
+    _reshape_weights(model.graph)
     _name_nodes(model)
     if any(o.dtype is None for node in model.graph for o in node.outputs if o.uses() or o.is_graph_output()):
         with contextlib.suppress(SurgeryError):  # what the file says otherwise is as good as without
@@ -75,6 +78,40 @@ def _check_opset(model: ir.Model, path: Path) -> None:
             f"{path}: uses operator set {opset}; {MIN_OPSET} is the oldest that ONNX Runtime reads; export it anew or "
             "raise it with onnx.version_converter"
         )
+
+
+def _reshape_weights(graph: ir.Graph) -> None:
+    """Gives weights the shape in which they are used, where a Reshape does (Caffe2's exporter writes such)."""
+    for node in list(graph):
+        if node.op_type != "Reshape" or len(node.inputs) != 2:
+            continue
+        weight, shape = node.inputs
+        target = ir.convenience.get_const_tensor(shape) if shape is not None else None
+        old = weight.const_value if weight is not None and weight.is_initializer() else None
+        if weight is None or old is None or target is None or len(weight.uses()) != 1 or weight.is_graph_output():
+            continue
+        if node.outputs[0].is_graph_output() or "allowzero" in node.attributes:
+            continue
+        before = old.shape.numpy()
+        dims = [before[i] if d == 0 and i < len(before) else int(d) for i, d in enumerate(target.numpy().tolist())]
+        if -1 in dims:
+            dims[dims.index(-1)] = math.prod(before) // max(1, -math.prod(dims))
+        if any(d < 1 for d in dims) or math.prod(dims) != math.prod(before):
+            continue  # an error in the file, for whoever runs it
+        weight.const_value, weight.shape = _reshaped(old, ir.Shape(dims)), ir.Shape(dims)
+        node.outputs[0].replace_all_uses_with(weight)
+        graph.remove(node, safe=True)
+        if shape is not None and shape.is_initializer() and not shape.uses():
+            graph.initializers.pop(str(shape.name))
+
+
+def _reshaped(tensor: ir.TensorProtocol, shape: ir.Shape) -> ir.TensorProtocol:
+    """`tensor` in another shape; one in a file stays there."""
+    if isinstance(tensor, ir.ExternalTensor):
+        place = (tensor.location, tensor.offset, tensor.length)
+        return ir.ExternalTensor(*place, tensor.dtype, shape=shape, name=tensor.name, base_dir=tensor.base_dir)
+    array = tensor.numpy().reshape([int(d) for d in shape if isinstance(d, int)])
+    return ir.Tensor(array, dtype=tensor.dtype, shape=shape, name=tensor.name)
 
 
 def _name_nodes(model: ir.Model) -> None:

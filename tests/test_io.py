@@ -119,6 +119,21 @@ class TestLoad:
         onnx.save(proto, tmp_path / "m.onnx")
         assert weight(load(tmp_path / "m.onnx")).tolist() == [[2]]
 
+    @pytest.mark.parametrize("shape", ["4, 300", "-1, 300", "4, -1", "0, 300"])
+    def test_weights_have_the_shape_in_which_they_are_used(self, tmp_path: Path, shape: str) -> None:
+        proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 13]> g (float[N,4] x) => (float[N,300] y)
+            <int64[2] s = {{{shape}}}> {{r = Reshape(w, s) y = MatMul(x, r)}}""")
+        array = np.arange(1200, dtype=np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.reshape(4, 1, 300), "w"))
+        onnx.save(proto, tmp_path / "m.onnx")
+        for path in (tmp_path / "m.onnx", tmp_path / "external.onnx"):
+            model = load(path)
+            assert [n.op_type for n in model.graph] == ["MatMul"]
+            assert set(model.graph.initializers) == {"w"}
+            np.testing.assert_array_equal(weight(model), array.reshape(4, 300))
+            onnx.save(proto, tmp_path / "external.onnx", save_as_external_data=True, size_threshold=0)
+        assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
+
 
 class TestExternalData:
     def test_weights_stay_in_their_file(self, tmp_path: Path) -> None:
