@@ -286,6 +286,15 @@ class TestInferShapes:
         with pytest.raises(SurgeryError, match=r"inconsistent: .*MatMul.*product.*Incompatible dimensions"):
             infer_shapes(ir.from_proto(proto))
 
+    def test_wrong_shapes_of_a_file_are_put_right(self) -> None:
+        proto = small()
+        proto.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, ["N", 9]))
+        proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+        model = ir.from_proto(proto)
+        infer_shapes(model)
+        assert model.graph.node(0).outputs[0].shape == ir.Shape(["N", 4])
+        assert model.graph.outputs[0].shape == ir.Shape(["N", 3])
+
     def test_scalar_results_have_a_shape(self) -> None:
         model = ir.from_proto(
             onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 13]> g (float[N,4] x) => (float y) {

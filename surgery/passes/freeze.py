@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from surgery.errors import SurgeryError
 from surgery.layers import Layer
 from surgery.marks import set_marks
 from surgery.passes.base import Change, Pass, pass_dataclass
@@ -17,6 +18,9 @@ __all__ = ["Freeze", "Unfreeze"]
 
 def _mark(model: ir.Model, selected: list[Layer], trainable: bool) -> Iterator[Change]:
     word = "trainable" if trainable else "frozen"
+    if not any(layer.parameters for layer in selected):
+        names = ", ".join(layer.name for layer in selected[:3])
+        raise SurgeryError(f"none of the selected layers has parameters that could be {word} ({names})")
     for layer in selected:
         changed = [role for role, p in layer.parameters.items() if set_marks(p, trainable=trainable)]
         if changed:

@@ -73,6 +73,10 @@ class ReplaceHead(Pass):
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
         end = find_output(model, self.output)
+        if end.dtype is not None and not end.dtype.is_floating_point():
+            raise SurgeryError(
+                f"output {end.name!r} of {end.dtype} gives no scores; cut what makes it of them off first"
+            )
         output, layer = str(end.name), head(model, self.output)
         arguments = json.dumps(self.arguments(), ensure_ascii=False)
         if layer.node.metadata_props.get(_DONE) == arguments:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import surgery.passes
 from surgery.errors import SurgeryError
 from surgery.layers import find_layer, layers
 from surgery.marks import Constraint, marks, set_marks
@@ -44,7 +45,11 @@ class TestFreeze:
         assert all(not v.metadata_props for v in model.graph.initializers.values())
 
     def test_layers_without_parameters(self) -> None:
-        assert not Freeze(layers="r1")(cnn()).changes
+        assert Freeze(layers=["r1", "c1"])(cnn()).changes
+        with pytest.raises(
+            SurgeryError, match=r"none of the selected layers has parameters that could be frozen \(r1\)"
+        ):
+            Freeze(layers="r1")(cnn())
 
 
 class TestMaxNorm:
@@ -227,3 +232,8 @@ def test_a_pass_runs_among_onnx_irs_own() -> None:
     result: Any = ir.passes.Sequential(Freeze(layers={"first": 1}), MaxNorm(value=2))(model)
     assert result.modified
     assert not find_layer(model, "c1").trainable
+
+
+def test_a_pass_that_there_is_not_suggests_the_nearest() -> None:
+    with pytest.raises(AttributeError, match="surgery has no pass 'Freze'; did you mean 'Freeze'"):
+        surgery.passes.Freze  # noqa: B018

@@ -361,6 +361,13 @@ class TestRefusals:
             ReplaceHead(units=3)(model)
         assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
+    def test_an_output_of_class_numbers(self) -> None:
+        model = parse(
+            "(float[N,8] x) => (int64[N] y)", "a = MatMul(x, w) y = ArgMax<axis = 1, keepdims = 0>(a)", {"w": [8, 4]}
+        )
+        with pytest.raises(SurgeryError, match="output 'y' of INT64 gives no scores"):
+            ReplaceHead(units=3)(model)
+
     def test_an_activation_that_the_operator_set_lacks(self) -> None:
         with pytest.raises(SurgeryError, match="gelu needs operator set 20; the model has 17"):
             ReplaceHead(units=3, activation="gelu")(mlp())
