@@ -117,6 +117,13 @@ class Context:
     def rank(self, value: ir.Value | None = None) -> int:
         return len(self.dims(value))
 
+    def need_rank(self, least: int, most: int | None = None, value: ir.Value | None = None) -> None:
+        """Raises unless `value` (by default the first bottom) has so many dimensions."""
+        rank = self.rank(value)
+        if rank < least or (most is not None and rank > most):
+            wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
+            raise self.error(f"needs a bottom of {wanted} dimensions, and has one of {rank}")
+
     def axis(self, axis: int, value: ir.Value | None = None, extra: int = 0) -> int:
         """`axis` counted from the front; negative ones count from the end, `extra` axes more than there are."""
         rank = self.rank(value) + extra
@@ -126,6 +133,7 @@ class Context:
 
     def size(self, axis: int, value: ir.Value | None = None) -> int:
         """The size of an axis that must be known."""
+        self.need_rank(axis + 1, value=value)
         size = self.dims(value)[axis]
         if not isinstance(size, int):
             raise self.error(

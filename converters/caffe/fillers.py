@@ -10,7 +10,7 @@ import numpy as np
 
 from converters.caffe.caffe_pb2 import FillerParameter
 
-__all__ = ["FILLERS", "fill"]
+__all__ = ["FILLERS", "fill", "least_rank"]
 
 Shape = tuple[int, ...]
 
@@ -23,6 +23,13 @@ def fill(filler: FillerParameter, shape: Shape, seed: int, name: str) -> np.ndar
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return FILLERS[filler.type](filler, shape, rng).astype(np.float32, copy=False)
+
+
+def least_rank(filler: FillerParameter) -> int:
+    """How many dimensions a parameter must have for `filler`."""
+    if filler.type in ("constant", "uniform") or (filler.type == "gaussian" and filler.sparse < 0):
+        return 0
+    return 2 if filler.type == "bilinear" else 1
 
 
 def _constant(filler: FillerParameter, shape: Shape, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.caffe.caffe_pb2 import FillerParameter, LayerParameter
-from converters.caffe.fillers import FILLERS, fill
+from converters.caffe.fillers import FILLERS, fill, least_rank
 from converters.caffe.read import Source
 from surgery.errors import SurgeryError, nearest
 
@@ -92,6 +92,8 @@ class Parameters:
         blob_shape: tuple[int, ...],
     ) -> ir.Value:
         """See `Context.parameter`."""
+        if min(blob_shape, default=1) < 1:
+            raise c.error(f"its {role} would be {_shown(blob_shape)}")
         name = c.spec(index).name
         if name and name in self._shared:
             self._ask(c, index)
@@ -137,6 +139,8 @@ class Parameters:
             )
         if filler.type not in FILLERS:
             raise c.error(f"no filler {filler.type!r} is known{nearest(filler.type, FILLERS)}")
+        if len(shape) < least_rank(filler):
+            raise c.error(f"its {role} is {_shown(shape)}, and the filler {filler.type!r} needs more dimensions")
         return fill(filler, shape, self._seed, f"{c.name}.{role}")
 
     def finish(self, layers: Sequence[LayerParameter]) -> None:

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from converters import convert
 from converters.caffe import caffe_pb2
+from converters.caffe.context import known_types
 from converters.caffe.fields import parse_fields
 from converters.caffe.wire import scan
 from surgery.errors import SurgeryError
@@ -297,6 +300,70 @@ def test_changed_text_never_crashes(lenet_files: tuple[Path, Path], tmp_path: Pa
             convert(path, custom=custom)
         except SurgeryError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+BLOBS = {"x": "1 3 8 8", "y": "1 3 8 8", "v": "2 3", "s": "4", "z": "", "t": "5 2", "u": "5 2 3", "w": "2 2 3 4 5"}
+OWNERS = {
+    "Deconvolution": "convolution_param",
+    "DepthwiseConvolution": "convolution_param",
+    "ConvolutionDepthwise": "convolution_param",
+    "Im2col": "convolution_param",
+    "LSTM": "recurrent_param",
+    "RNN": "recurrent_param",
+    "Normalize": "norm_param",
+    "SoftmaxWithLoss": "softmax_param",
+}
+WORDS = {
+    "float": ["0", "1", "-1", "0.5", "2", "1e30", "nan", "-7"],
+    "uint32": ["0", "1", "2", "3", "5", "8", "100000", "4000000000"],
+    "int": ["0", "1", "2", "3", "-1", "-2", "7", "2000000000", "-2000000000"],
+    "string": ['"xavier"', '"msra"', '"gaussian"', '"bilinear"', '"positive_unitball"', '"other"', '""'],
+    "bool": ["true", "false"],
+}
+
+
+def some_message(random: Random, descriptor: Any) -> str:
+    """A message of a kind, filled at random."""
+    parts = []
+    for field in descriptor.fields:
+        for _ in range(random.choice([0, 0, 1, 2, 3] if field.is_repeated else [0, 0, 1])):
+            if field.message_type:
+                parts.append(f"{field.name} {{ {some_message(random, field.message_type)} }}")
+            elif field.enum_type:
+                parts.append(f"{field.name}: {random.choice(list(field.enum_type.values_by_name))}")
+            else:
+                kinds = {field.TYPE_FLOAT: "float", field.TYPE_UINT32: "uint32", field.TYPE_BOOL: "bool"}
+                kind = "string" if field.type == field.TYPE_STRING else kinds.get(field.type, "int")
+                parts.append(f"{field.name}: {random.choice(WORDS[kind])}")
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize("type", known_types())
+def test_any_layer_is_converted_or_refused(tmp_path: Path, type: str) -> None:
+    random = Random(type)
+    messages = {f.name: f.message_type for f in caffe_pb2.LayerParameter.DESCRIPTOR.fields}
+    owner = OWNERS.get(type, "")
+    for name in messages:
+        if name.replace("_", "") == f"{type.lower()}param":
+            owner = name
+    head = "".join(
+        f'layer {{ name: "{name}" type: "Input" top: "{name}" input_param {{ shape {{ '
+        f"{' '.join(f'dim: {d}' for d in shape.split())} }} }} }}"
+        for name, shape in BLOBS.items()
+    )
+    for _ in range(8):
+        bottoms = " ".join(
+            f'bottom: "{b}"' for b in random.choices(list(BLOBS), k=random.choice([0, 1, 1, 1, 2, 2, 3]))
+        )
+        tops = " ".join(f'top: "t{i}"' for i in range(random.choice([0, 1, 1, 1, 2, 3])))
+        params = f"{owner} {{ {some_message(random, messages[owner])} }}" if owner else ""
+        end = 'layer { name: "end" type: "ReLU" bottom: "x" top: "end" }'
+        path = write(tmp_path, f'{head} layer {{ name: "it" type: "{type}" {bottoms} {tops} {params} }} {end}')
+        try:
+            convert(path)
+        except SurgeryError as error:
+            assert "inconsistent" not in str(error), (bottoms, tops, params)  # noqa: PT017
+            assert "not valid ONNX" not in str(error), (bottoms, tops, params)  # noqa: PT017
 
 
 DEEP = """layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 4

@@ -47,6 +47,7 @@ def relu6(c: Context) -> ir.Value:
 def prelu(c: Context) -> ir.Value:
     """A slope for each channel, or one for all; ONNX wants them with an axis for each one behind the channels."""
     c.need(1)
+    c.need_rank(2)
     param = c.layer.prelu_param
     behind = [1] * (c.rank() - 2)
     blob_shape = [] if param.channel_shared else [c.size(1)]

@@ -120,7 +120,12 @@ def axpy(c: Context) -> ir.Value:
     c.need(3)
     a, x, y = c.bottoms
     _same_shape(c, x, y)
-    if c.rank(a) == 2:
+    c.need_rank(2, value=x)
+    numbers = [d for d in c.dims(a)[2:] if d != 1]
+    if numbers or any(isinstance(d, int) and d != e for d, e in zip(c.dims(a)[1:2], c.dims(x)[1:2], strict=False)):
+        raise c.error(f"its first bottom must have one number for each of {c.dims(x)[1]} channels")
+    c.need_rank(2, c.rank(x), a)
+    if c.rank(a) == 2 < c.rank(x):
         axes = list(range(2, c.rank(x)))
         a = c.op.Unsqueeze(a, c.op.constant(axes))
     return c.shaped(c.op.Add(c.op.Mul(a, x), y), c.dims(x))

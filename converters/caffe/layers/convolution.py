@@ -68,8 +68,8 @@ def convolution(c: Context) -> list[ir.Value]:
     weight, bias = _parameters(c, [param.num_output, channels // group, *kernel])
     tops = []
     for x in c.bottoms:
-        dims = c.dims(x)
         _same_channels(c, x, channels)
+        dims = c.dims(x)
         sizes = output_sizes(dims[2:], kernel, pad, stride, dilation)
         y = c.op.Conv(
             x, weight, bias, kernel_shape=kernel, pads=pad * 2, strides=stride, dilations=dilation, group=group
@@ -89,7 +89,8 @@ def output_sizes(
 
 
 def _same_channels(c: Context, x: ir.Value, channels: int) -> None:
-    if c.dims(x)[1] not in (channels,) and isinstance(c.dims(x)[1], int):
+    c.need_rank(c.rank(), c.rank(), x)
+    if isinstance(c.dims(x)[1], int) and c.dims(x)[1] != channels:
         raise c.error(f"its bottoms have different channels: {channels} and {c.dims(x)[1]}")
 
 
@@ -112,8 +113,8 @@ def deconvolution(c: Context) -> list[ir.Value]:
     weight, bias = _parameters(c, [channels, param.num_output // param.group, *kernel])
     tops = []
     for x in c.bottoms:
-        dims = c.dims(x)
         _same_channels(c, x, channels)
+        dims = c.dims(x)
         sizes: list[Dim | None] = [
             None if isinstance(d, str) else (d - 1) * s + q * (k - 1) + 1 - 2 * p
             for d, k, p, s, q in zip(dims[2:], kernel, pad, stride, dilation, strict=True)

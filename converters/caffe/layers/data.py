@@ -56,6 +56,8 @@ def _input(c: Context, top: str, shape: Sequence[Dim] | None) -> ir.Value:
 @layer("Data", "ImageData", "WindowData", "MemoryData", "HDF5Data", "AnnotatedData")
 def data(c: Context) -> list[ir.Value]:
     """The first top is an input, images as a rule; the others, labels, are inputs where a layer needs them."""
+    if not c.layer.top:
+        raise c.error("has no top")
     batch = max(1, _batch_size(c.layer))
     first, *others = c.layer.top
     images = _input(c, first, [batch, *_image_shape(c)])

@@ -56,6 +56,8 @@ def _box_sizes(c: Context) -> list[tuple[float, float]]:
         raise c.error("needs min_size, more than 0")
     if param.max_size and len(param.max_size) != len(param.min_size):
         raise c.error(f"has {len(param.min_size)} min_size and {len(param.max_size)} max_size")
+    if any(most <= least for least, most in zip(param.min_size, param.max_size, strict=False)):
+        raise c.error("each max_size must be more than its min_size")
     if len(param.min_size) * (len(param.aspect_ratio) + 1) > _MOST_SHAPES:
         raise c.error(f"has more than {_MOST_SHAPES} shapes of boxes")
     ratios = [1.0]
@@ -88,6 +90,8 @@ def detection_output(c: Context) -> ir.Value:
     if param.nms_param.eta != 1:
         raise c.error("suppression that loosens (eta other than 1) has no counterpart in ONNX")
     priors = c.size(2, c.bottoms[2]) // 4
+    if priors < 1:
+        raise c.error("has no prior boxes")
     groups = 1 if param.share_location else param.num_classes
     for what, bottom, size in (("locations", 0, 4 * groups), ("scores", 1, param.num_classes)):
         found = math.prod(c.size(axis, c.bottoms[bottom]) for axis in range(1, c.rank(c.bottoms[bottom])))

@@ -23,8 +23,7 @@ def batch_norm(c: Context) -> ir.Value:
     """
     c.need(1)
     param = c.layer.batch_norm_param
-    if c.rank() < 2:
-        raise c.error(f"normalizes channels, axis 1, and its bottom has {c.rank()} dimensions")
+    c.need_rank(2)
     channels = c.size(1)
     sizes = (("mean", channels), ("var", channels), ("scale factor", 1))
     blobs = [c.blob(index, role, [size]) for index, (role, size) in enumerate(sizes)]
@@ -73,6 +72,7 @@ def lrn(c: Context) -> ir.Value:
         raise c.error(f"local_size is {param.local_size} and must be odd")
     if param.norm_region == LRNParameter.ACROSS_CHANNELS:
         return c.op.LRN(c.x, size=param.local_size, alpha=param.alpha, beta=param.beta, bias=param.k)
+    c.need_rank(4, 4)
     # Within a channel Caffe takes 1 for k, and zeros around the image count.
     window = Window(param.local_size, 1, param.local_size // 2)
     squares = c.shaped(c.op.Mul(c.x, c.x), c.dims())
@@ -100,6 +100,7 @@ def mvn(c: Context) -> ir.Value:
 def normalize(c: Context) -> ir.Value:
     """x / L2 norm, over the channels at each place or over all of an example, times a learned scale (SSD's)."""
     c.need(1)
+    c.need_rank(2)
     param = c.layer.norm_param
     axes = list(range(1, c.rank())) if param.across_spatial else [1]
     squares = c.op.ReduceSum(c.op.Mul(c.x, c.x), c.op.constant(axes))

@@ -36,7 +36,8 @@ def sigmoid_cross_entropy(c: Context) -> list[ir.Value]:
 @layer("EuclideanLoss", "HingeLoss", "MultinomialLogisticLoss", "SmoothL1Loss")
 def plain_loss(c: Context) -> list[ir.Value]:
     """What it compares with the truth is an output."""
-    c.builder.declare_output(c.layer.bottom[0], c.x)
+    value = c.x
+    c.builder.declare_output(c.layer.bottom[0], value)
     return []
 
 
@@ -51,7 +52,8 @@ def contrastive_loss(c: Context) -> list[ir.Value]:
 @layer("Accuracy")
 def accuracy(c: Context) -> list[ir.Value]:
     """Measures what is an output where the net has no other."""
-    c.builder.last_resort.append((c.layer.bottom[0], c.x))
+    value = c.x
+    c.builder.last_resort.append((c.layer.bottom[0], value))
     return []
 
 

@@ -53,8 +53,7 @@ class Window:
 def _windows(c: Context) -> list[Window]:
     """One for each spatial axis; none where the pooling is global."""
     param = c.layer.pooling_param
-    if c.rank() != 4:
-        raise c.error(f"pools four-dimensional bottoms; this one has {c.rank()} dimensions")
+    c.need_rank(4, 4)
     if param.global_pooling:
         return []
     windows = []
@@ -209,6 +208,7 @@ def _pool(c: Context, kind: str, x: ir.Value, windows: list[Window], pads: list[
 def spatial_pyramid(c: Context) -> ir.Value:
     """Spatial pyramid pooling (He et al. 2014): 1, 4, 16, … windows over the whole, flattened and joined."""
     c.need(1)
+    c.need_rank(4, 4)
     param, height, width = c.layer.spp_param, c.size(2), c.size(3)
     if not 1 <= param.pyramid_height <= 16:
         raise c.error(f"pyramid_height is {param.pyramid_height} and must be from 1 to 16")

@@ -41,10 +41,11 @@ def _begin(c: Context, gates: int, states: int) -> _Sequence:
         raise c.error(f"has {len(c.bottoms)} bottoms and {len(c.layer.top)} tops, which is not what the layer takes")
     if param.num_output < 1:
         raise c.error("num_output must be 1 or more")
+    c.need_rank(2)
     time = c.size(0)
     if time > _MOST_STEPS:
         raise c.error(f"{time} steps are too many to unroll; {_MOST_STEPS} is the most")
-    if c.rank() < 2 or c.dims(c.bottoms[1]) != c.dims()[:2]:
+    if c.dims(c.bottoms[1]) != c.dims()[:2]:
         raise c.error("needs a bottom [T, N, …] and marks [T, N] of the same T and N")
     rows, depth = gates * param.num_output, _flat(c, c.x, 2)
     weight = c.parameter(0, "weight", [rows, depth], param.weight_filler, "xavier")
@@ -53,6 +54,9 @@ def _begin(c: Context, gates: int, states: int) -> _Sequence:
     inputs = op.Reshape(op.Gemm(flat, weight, bias, transB=1, _name=c.name), op.constant([time, -1, rows]))
     blobs = 2
     if static:
+        c.need_rank(1, value=c.bottoms[2])
+        if c.dims(c.bottoms[2])[0] != c.dims()[1]:
+            raise c.error(f"its input for all steps must have {c.dims()[1]} rows, as many as there are sequences")
         size = _flat(c, c.bottoms[2], 1)
         extra = c.parameter(2, "static_weight", [rows, size], param.weight_filler, "xavier")
         constant = op.Gemm(op.Reshape(c.bottoms[2], op.constant([-1, size])), extra, transB=1)

@@ -32,6 +32,7 @@ def reduction(c: Context) -> ir.Value:
 def arg_max(c: Context) -> ir.Value:
     """Where the ``top_k`` largest numbers are, along an axis or in each example; of equal ones the last comes first."""
     c.need(1)
+    c.need_rank(1)
     param, dims = c.layer.argmax_param, c.dims()
     if param.HasField("axis"):
         axis = c.axis(param.axis)

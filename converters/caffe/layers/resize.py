@@ -10,6 +10,9 @@ from converters.caffe.context import Context, Dim, layer
 __all__: list[str] = []
 
 
+_MOST_PIXELS = 2**31
+
+
 @layer("Interp")
 def interp(c: Context) -> ir.Value:
     """Bilinear interpolation in which the corners' pixels stay in the corners (DeepLab's and PSPNet's)."""
@@ -63,8 +66,12 @@ def upsample(c: Context) -> ir.Value:
             c.x, None, factors, mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"
         )
         return c.shaped(y, [*dims[:2], *new])
+    if c.dims(c.bottoms[1]) != dims:
+        raise c.error("its second bottom must have the first's shape: the places that pooling found")
     height = param.upsample_h or c.size(2) * scales[0] - param.pad_out_h
     width = param.upsample_w or c.size(3) * scales[1] - param.pad_out_w
+    if height * width > _MOST_PIXELS:
+        raise c.error(f"its output would have {height}×{width} pixels, more than any machine holds")
     flat = op.constant([0, 0, -1])
     lead = op.Shape(c.x, start=0, end=2)
     zeros = op.Expand(op.constant(_floats([0])), op.Concat(lead, op.constant([height * width]), axis=0))

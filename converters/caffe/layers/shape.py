@@ -54,6 +54,8 @@ def slice_layer(c: Context) -> list[ir.Value]:
     param, tops = c.layer.slice_param, len(c.layer.top)
     axis = c.axis(param.axis if param.HasField("axis") or not param.HasField("slice_dim") else param.slice_dim)
     dims = c.dims()
+    if not tops:
+        raise c.error("has no top")
     if tops == 1 and not param.slice_point:
         return [c.x]
     if param.slice_point:
@@ -106,7 +108,7 @@ def reshape(c: Context) -> ir.Value:
     kept = {i: i for i in range(start)}
     for offset, size in enumerate(wanted):
         source = start + offset
-        is_batch = source == 0 and isinstance(dims[0], str) and c.builder.batch_size(dims[0]) == size
+        is_batch = source == 0 and dims and isinstance(dims[0], str) and c.builder.batch_size(dims[0]) == size
         if size == 0 or is_batch:
             if source >= end:
                 raise c.error(f"its shape {wanted} copies axis {source}, which is not among those it reshapes")
@@ -210,6 +212,8 @@ def shuffle_channel(c: Context) -> ir.Value:
 def batch_reindex(c: Context) -> ir.Value:
     """Takes the examples that the second bottom counts."""
     c.need(2)
+    c.need_rank(1)
+    c.need_rank(1, 1, c.bottoms[1])
     index = c.op.Cast(c.bottoms[1], to=ir.DataType.INT64)
     return c.shaped(c.op.Gather(c.x, index, axis=0), [c.dims(c.bottoms[1])[0], *c.dims()[1:]])
 
@@ -217,9 +221,11 @@ def batch_reindex(c: Context) -> ir.Value:
 @layer("Filter")
 def filter_layer(c: Context) -> list[ir.Value]:
     """Keeps the examples for which the last bottom is not 0."""
-    *bottoms, selector = c.bottoms
-    if not bottoms:
+    if len(c.bottoms) < 2:
         raise c.error("needs a bottom to filter and one that selects")
+    *bottoms, selector = c.bottoms
+    for x in c.bottoms:
+        c.need_rank(1, value=x)
     chosen = c.op.Cast(c.op.Reshape(selector, c.op.constant([-1])), to=ir.DataType.BOOL)
     count = c.builder.unknown_dim()
     return [c.shaped(c.op.Compress(x, chosen, axis=0), [count, *c.dims(x)[1:]]) for x in bottoms]
