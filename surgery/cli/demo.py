@@ -55,6 +55,8 @@ def demo(
         say(title)
         _run("cat", short(recipe))
         _run("surgery", "apply", short(recipe), str(network), "-o", str(operated))
+        if name == "finetuned":
+            _run("surgery", "inspect", str(operated))
         _run("surgery", "train", str(operated), str(data), "--recipe", short(recipe), "-o", str(trained))
     say("5. Measure both on the digits that neither has seen.")
     accuracy = {}

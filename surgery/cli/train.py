@@ -31,7 +31,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="At the start.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
-    validation: Annotated[float | None, typer.Option(help="The share of the examples held back to watch.")] = None,
+    validation: Annotated[float | None, typer.Option(help="The share of the examples to split off to watch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the order and dropout.")] = None,
     overrides: Overrides = None,
     device: DeviceOption = "auto",
@@ -49,10 +49,14 @@ def train(
     from surgery.io import load, save
     from surgery.recipe import Recipe, apply_recipe, load_recipe
     from surgery.training.callbacks import JsonLines
+    from surgery.training.settings import changed
     from surgery.training.trainer import train as run
     from surgery.viewing.curves import plot
 
     silent = quiet or as_json
+    if recipe is None and (apply or overrides):
+        raise SurgeryError("--apply and --set need a --recipe")
+    plan = load_recipe(recipe, overrides or []) if recipe is not None else Recipe(passes=[])
     flags = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -61,9 +65,7 @@ def train(
         "validation": validation,
         "seed": seed,
     }
-    if recipe is None and (apply or overrides):
-        raise SurgeryError("--apply and --set need a --recipe")
-    plan = load_recipe(recipe, overrides or []) if recipe is not None else Recipe(passes=[])
+    settings = changed(plan.train, {key: value for key, value in flags.items() if value is not None})
     loaded = load(model)
     if apply:
         apply_recipe(plan, loaded)
@@ -73,11 +75,10 @@ def train(
     result = run(
         loaded,
         examples,
-        plan.train,
-        validation=held,
+        settings,
+        validation=held if validation is None else None,
         device=device,
         callbacks=[EpochLines(silent), JsonLines(folder / "history.jsonl")],
-        **{key: value for key, value in flags.items() if value is not None},
     )
     save(result.model, folder / "model.onnx")
     if result.history:

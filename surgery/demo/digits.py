@@ -3,8 +3,8 @@
     python -m surgery.demo.digits digits.npz --train 200
 
 They are 1,797 scans of 8×8 pixels by 43 writers (Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI
-Machine Learning Repository, 1998), here with the border that MNIST's digits have. The training examples are drawn
-with a seed, as many of each class; all others are for testing.
+Machine Learning Repository, 1998), here made as large as MNIST's: 20×20 in the middle of 28×28. The training examples
+are drawn with a seed, as many of each class; all others are for testing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from surgery.io import replacing
 
 __all__ = ["digits"]
 
-BORDER = 2  # of 12 pixels, the digit takes 8: MNIST's take 20 of 28
+
+def _as_large_as_mnists(image: np.ndarray) -> np.ndarray:
+    """8×8 of 0–16 → uint8 28×28."""
+    from PIL import Image
+
+    pixels = Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8))
+    return np.pad(np.asarray(pixels.resize((20, 20), Image.Resampling.LANCZOS)), 4)
 
 
 def digits(train: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -36,7 +42,7 @@ def digits(train: int, seed: int = 0) -> dict[str, np.ndarray]:
             f"the digits come with scikit-learn ({error}); install it with: pip install 'onnx-surgery[train]'"
         ) from error
     source = load_digits()
-    images = np.pad(np.round(source.images * (255 / 16)).astype(np.uint8), ((0, 0), (BORDER,) * 2, (BORDER,) * 2))
+    images = np.stack([_as_large_as_mnists(image) for image in source.images])
     order = np.random.default_rng(seed).permutation(len(images))
     chosen = np.concatenate([order[source.target[order] == digit][: train // 10] for digit in range(10)])
     rest = np.setdiff1d(order, chosen)

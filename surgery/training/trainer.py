@@ -14,6 +14,8 @@ import onnx_ir as ir
 from surgery import runtime
 from surgery.data import Dataset, Source, as_dataset, from_arrays, input_spec
 from surgery.errors import SurgeryError
+from surgery.layers import find_output
+from surgery.marks import set_labels
 from surgery.training.callbacks import Callback, Plan
 from surgery.training.history import History, Record
 from surgery.training.optimizers import chain
@@ -86,8 +88,8 @@ def train(
         **changes: Fields of `TrainSettings` that differ from `settings`, such as ``epochs=20``.
 
     Returns:
-        The trained model and its history. Ctrl-C and a loss that is not a number end the training early; the model
-        then has the best weights so far.
+        The trained model, with the class names that the data have, and its history. Ctrl-C and a loss that is not a
+        number end the training early; the model then has the best weights so far.
 
     Raises:
         SurgeryError: The data do not fit the model, nothing is trainable, or an operator has no gradient.
@@ -123,7 +125,10 @@ def train(
         watch = Evaluation(graph, providers, training)
     run = _Run(settings, examples, held, training, watch, callbacks)
     ending, message = run.all_epochs()
-    return Trained(_with_weights(model, run.best), run.history, run.best_epoch, ending, message)
+    trained = _with_weights(model, run.best)
+    if examples.labels is not None and len(examples.labels) == (step.units or [None])[0]:
+        set_labels(trained, str(find_output(trained, settings.output).name), list(examples.labels))
+    return Trained(trained, run.history, run.best_epoch, ending, message)
 
 
 class _Run:

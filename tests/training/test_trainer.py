@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import surgery
 from surgery import runtime
 from surgery.data import Dataset
 from surgery.errors import SurgeryError
-from surgery.marks import set_marks
+from surgery.marks import labels, set_marks
 from surgery.training.callbacks import Callback, JsonLines, Plan
 from surgery.training.history import Record, read_history
 from surgery.training.losses import strip_activation
@@ -175,6 +176,11 @@ def test_marks_survive_training(model: ir.Model) -> None:
     set_marks(model.graph.initializers["fc.weight"], learning_rate=0.5)
     result = surgery.train(model, data(), epochs=1)
     assert result.model.graph.initializers["fc.weight"].metadata_props["surgery.learning_rate"] == "0.5"
+
+
+def test_class_names_of_the_data_are_kept_in_the_model(model: ir.Model) -> None:
+    named = dataclasses.replace(data(), labels=("a", "b", "c", "d"))
+    assert labels(surgery.train(model, named, epochs=1).model, "prob") == ["a", "b", "c", "d"]
 
 
 def test_history_lines_can_be_read_back(model: ir.Model, tmp_path: Path) -> None:
