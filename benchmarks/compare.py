@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.table import Row
+from benchmarks.ways import FOLDER, WAYS
 
-__all__ = ["BASIS", "ROOT", "measure", "prepare"]
+__all__ = ["BASIS", "install", "measure", "prepare"]
 
 ROOT = Path(__file__).parent.parent
 BASIS = "pytorch"
 TURN = 0.5  # seconds that a turn takes at least
+LIMIT = 300  # seconds in which a way must be ready
 TOLERANCE = (1e-4, 1e-2, 5e-2)  # of the first three losses: what rounding does grows with each step
 
 
@@ -37,7 +41,7 @@ class Worker:
         self.way = way
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
         paths = [str(ROOT)]
-        if way == "stock":
+        if WAYS[way].stock:
             paths.insert(0, os.environ.get("STOCK", str(ROOT / ".stock")))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", way, net, case, str(model), *options],
@@ -48,7 +52,12 @@ class Worker:
             text=True,
             cwd=ROOT,
         )
-        self.ready = self._answer()
+        limit = threading.Timer(LIMIT, self.process.kill)
+        limit.start()
+        try:
+            self.ready = self._answer()
+        finally:
+            limit.cancel()
         if "error" in self.ready:
             self.close()
             raise Failure(self.ready["error"])
@@ -57,6 +66,8 @@ class Worker:
         line = _pipe(self.process.stdout).readline()
         if not line:
             self.close()
+            if self.process.returncode == -signal.SIGKILL:
+                raise Failure(f"was not ready in {LIMIT} seconds, or was killed for want of memory")
             self.errors.seek(0)
             last = (self.errors.read().strip().splitlines() or ["no message"])[-1]
             raise Failure(f"ended with code {self.process.returncode}: {last[:200]}")
@@ -99,13 +110,27 @@ def _differences(workers: Sequence[Worker]) -> dict[str, str]:
     for worker in workers[1:]:
         losses = worker.ready["losses"]
         pairs = zip(basis, losses, TOLERANCE, strict=True)
-        if not worker.ready["note"] and any(abs(a - b) > t * abs(a) for a, b, t in pairs):
+        if not worker.ready["note"] and any(not abs(a - b) <= t * abs(a) for a, b, t in pairs):
             found[worker.way] = f"its losses {_rounded(losses)} are not PyTorch's {_rounded(basis)}"
     return found
 
 
 def _rounded(losses: list[float]) -> str:
     return ", ".join(f"{x:.5g}" for x in losses)
+
+
+def install(ways: Sequence[str]) -> None:
+    """Installs what the peers among `ways` need into a folder of their own; one that cannot be fails later."""
+    packages = [p for way in ways for p in WAYS[way].packages if not list(FOLDER.glob(_pattern(p)))]
+    for package in packages:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(FOLDER), package]
+        subprocess.run(command, check=False)
+
+
+def _pattern(package: str) -> str:
+    """The folder of an installed package's metadata."""
+    name, _, version = package.partition("==")
+    return f"{name.replace('-', '_')}-{version}.dist-info"
 
 
 def prepare(net: str, folder: Path) -> None:
@@ -124,6 +149,8 @@ def measure(net: str, case: str, ways: Sequence[str], repetitions: int, folder: 
     """Times `ways`, PyTorch eager first, on one network."""
     model = folder / f"{net}.onnx"
     workers, failures = _start(ways, net, case, model)
+    if BASIS in failures:
+        raise RuntimeError(f"PyTorch does not run: {failures[BASIS]}")
     differences = {}
     plain = folder / f"{net}-plain.onnx"
     if plain.exists():  # masks differ: compared are the losses of a twin without dropout

@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.compare import BASIS, measure, prepare
+from benchmarks.compare import BASIS, install, measure, prepare
 from benchmarks.table import headline, machine, table
 from benchmarks.ways import WAYS
 from benchmarks.work import CASES, NETS
@@ -26,6 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     nets = list(NETS) if "every" in options.models else options.models
     ways = [BASIS, *OURS, *(PEERS if options.peers == [] else options.peers or [])]
+    install(ways)
     start = time.perf_counter()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["CASES", "LEARNING_RATE", "MOMENTUM", "NETS", "Net", "Task"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["CASES", "LEARNING_RATE", "MOMENTUM", "NETS", "Build", "Net", "Run", "Task", "load_batch"]
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 CASES = {"all": "all weights", "head": "head only"}
@@ -55,3 +61,23 @@ class Task:
     case: str
     model: str
     dropout: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training that is ready: the software, what a step is, what it does not do."""
+
+    runtime: str
+    step: Callable[[], float]
+    note: str = ""
+
+
+Build = Callable[[Task], Run]
+
+
+def load_batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Examples, `[N, C, H, W]`, and their class numbers, `[N]`."""
+    import numpy as np
+
+    examples, targets = np.load(Path(task.model).with_name(f"{task.net}.npz")).values()
+    return examples, targets
