@@ -51,10 +51,9 @@ def gradient(
     """
     model = model.clone()
     graph = model.graph
-    sources = [_find(graph, name) for name in wrt]
-    prepare(model, sources, [_find(graph, of)])
-    target = _find(graph, of)
-    sources = [_find(graph, name) for name in wrt]
+    target, *sources = _find(graph, [of, *wrt])
+    prepare(model, sources, [target])
+    target, *sources = _find(graph, [of, *wrt])  # other values may have their names now
     op = Emitter(graph, "gradient/")
     gradients = backward(graph, {target: _seed(op, target, weight)}, sources, fused=fused, emitter=op)
     for source in sources:
@@ -68,12 +67,13 @@ def gradient(
     return model
 
 
-def _find(graph: ir.Graph, name: str) -> ir.Value:
+def _find(graph: ir.Graph, names: Sequence[str]) -> list[ir.Value]:
     values = {str(v.name): v for v in graph.inputs} | dict(graph.initializers)
     values |= {str(o.name): o for node in graph for o in node.outputs if o.name}
-    if name not in values:
-        raise SurgeryError(f"the model has no value named {name!r}{nearest(name, values)}")
-    return values[name]
+    for name in names:
+        if name not in values:
+            raise SurgeryError(f"the model has no value named {name!r}{nearest(name, values)}")
+    return [values[name] for name in names]
 
 
 def _seed(op: Emitter, target: ir.Value, weight: npt.ArrayLike | None) -> ir.Value:

@@ -16,9 +16,13 @@ from surgery.autodiff.api import gradient
 from surgery.autodiff.backward import registered
 from surgery.autodiff.prepare import prepare
 from surgery.errors import SurgeryError
+from surgery.training.optimizers import Sgd, chain
+from surgery.training.runner import Training
+from surgery.training.step import training_step
 
 pytestmark = pytest.mark.training
 
+CPU = ["CPUExecutionProvider"]
 X = np.array([[0.3, -0.2, 0.5], [0.1, 0.9, -0.4]], np.float32)
 W = np.array([0.5, -1.0, 2.0], np.float32)
 
@@ -40,7 +44,7 @@ def _check(model: ir.Model, expression: Callable[..., torch.Tensor], **feeds: np
     """The model's output and its gradient by x and w are those of a PyTorch expression."""
     made = gradient(model, of="y", wrt=["x", "w"], weight=1.0)
     onnx.checker.check_model(ir.to_proto(made), full_check=True)
-    session = runtime.session(made, ["CPUExecutionProvider"], threads=1)
+    session = runtime.session(made, CPU, threads=1)
     y, dx, dw = session.run(["y", "gradient/x", "gradient/w"], {"x": X, **feeds})
     x, w = torch.tensor(X, requires_grad=True), torch.tensor(W, requires_grad=True)
     expected = expression(x, w)
@@ -95,7 +99,7 @@ def test_if_on_data_is_an_error_on_the_way_only() -> None:
     with pytest.raises(SurgeryError, match=r"If '.*' cannot be differentiated: its condition 'flag' depends on data"):
         gradient(_model(body.format(source="x")), of="y", wrt=["x"], weight=1.0)
     made = gradient(_model(body.format(source="x")), of="y", wrt=["w"], weight=1.0)
-    session = runtime.session(made, ["CPUExecutionProvider"], threads=1)
+    session = runtime.session(made, CPU, threads=1)
     np.testing.assert_allclose(session.run(["gradient/w"], {"x": X})[0], (X * X).sum(0), rtol=1e-6)
 
 
@@ -212,7 +216,7 @@ def test_parameters_of_a_loop_are_shared() -> None:
     made = gradient(model, of="y", wrt=["scale"], weight=1.0)
     x, w = torch.tensor(X), torch.tensor(W, requires_grad=True)
     expected = torch.autograd.grad(_looped(3)(x, w).sum(), w)[0]
-    session = runtime.session(made, ["CPUExecutionProvider"], threads=1)
+    session = runtime.session(made, CPU, threads=1)
     np.testing.assert_allclose(session.run(["gradient/scale"], {"x": X})[0], expected.numpy(), rtol=1e-5)
 
 
@@ -253,6 +257,65 @@ def test_what_is_not_on_the_way_stays() -> None:
     model = _model(body, 18, constants=", int64[1] three = {3}")
     prepare(model, [model.graph.initializers["w"]])
     assert _operators(model) == ["CenterCropPad", "Mul"]
+
+
+def test_ranks_behind_arithmetic_with_shapes_are_known() -> None:
+    body = """
+        shape = Shape(x)
+        rank = Shape(shape)
+        last = Sub(rank, one)
+        lead = Slice(shape, zero, last)
+        target = Concat<axis: int = 0>(lead, three)
+        h = Reshape(x, target)
+        picked = Gather<axis: int = -1>(h, order)
+        y = Mul(picked, w)
+    """
+    constants = ", int64[1] zero = {0}, int64[1] one = {1}, int64[1] three = {3}, int64[3] order = {2, 0, 0}"
+    model = _model(body, inputs="float[n, 3] x", constants=constants)
+    _check(model, lambda x, w: x[:, [2, 0, 0]] * w)
+
+
+def test_training_inlines_and_unrolls() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+    net (float[n, 3] x) => (float[n, 3] y) <float[3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}, int64 trips = {2}> {
+        h = own.layer(x, w)
+        y = Loop (trips, "", h) <
+            body = round (int64 i, bool cond, float[n, 3] state) => (bool next, float[n, 3] new) {
+                new = Tanh(state)
+                next = Identity(cond)
+            }
+        >
+    }
+    <domain: "own", opset_import: ["" : 17]> layer (a, b) => (c) { c = MatMul(a, b) }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    training = Training(training_step(model, chain(Sgd(momentum=0.0)), loss="mean_squared_error"), CPU)
+    targets = np.full((2, 3), 0.5, np.float32)
+    x, w = torch.tensor(X), torch.arange(1.0, 10.0).reshape(3, 3).requires_grad_()
+    expected = []
+    for _ in range(3):
+        loss = ((torch.tanh(torch.tanh(x @ w)) - torch.tensor(targets)) ** 2).mean()
+        w.data -= 0.1 * torch.autograd.grad(loss, w)[0]
+        expected.append(float(loss))
+    np.testing.assert_allclose([training.run(X, targets, 0.1)[0] for _ in range(3)], expected, rtol=1e-5)
+
+
+def test_training_names_what_stops_a_gradient() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 3] x) => (float[n, 3] y)
+    <float[3, 3] v = {1, 2, 3, 4, 5, 6, 7, 8, 9}, float[3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9}> {
+        h = MatMul(x, v)
+        rounded = Round(h)
+        y = MatMul(rounded, w)
+    }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    with pytest.raises(
+        SurgeryError, match=r"'v' would get no gradient: Round '.*', between it and .*, has no derivative"
+    ):
+        training_step(model, chain(Sgd()), loss="mean_squared_error")
 
 
 def _names(model: ir.Model) -> list[Any]:
