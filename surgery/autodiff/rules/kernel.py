@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -16,10 +16,13 @@ import onnx_ir as ir
 from surgery.autodiff.backward import Context
 from surgery.autodiff.rules.window import Window
 
-__all__ = ["weight_gradient"]
+__all__ = ["choose", "weight_gradient"]
+
+Way = Callable[[Context, ir.Value, ir.Value, Window, int], ir.Value]
 
 _FEW = 16  # channels; a product over fewer does not pay for bringing them to the end
 _SMALL = 256  # places; below, a batch of products of that length costs more than it computes
+_LARGE = 4096  # places; above, bringing the channels to the end costs more than it gains
 _LARGE_KERNEL = 49  # elements; then the runtime's own convolution does better than that many slices
 
 
@@ -33,15 +36,20 @@ def weight_gradient(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: i
         win: The windows.
         group: The number of groups.
     """
+    return choose(c, win, group)(c, x, dy, win, group)
+
+
+def choose(c: Context, win: Window, group: int) -> Way:
+    """The way that was measured to be fastest for such shapes."""
     filters, each = c.dims(c.x(1))[:2]
     elements, places = math.prod(win.kernel), math.prod(n or _SMALL for n in win.size_y)
     if filters is None or each is None or (elements >= _LARGE_KERNEL and each < _FEW and group == 1):
-        return _by_convolution(c, x, dy, win, group)
-    shape = [filters, each, *win.kernel]
-    if each == 1 and group == filters and places < _SMALL:
-        return _by_sums(c, x, dy, win, shape)
-    pays = elements == 1 and group == 1 and filters * each < places * (filters + each)
-    return (_by_example if each < _FEW or pays else _by_products)(c, x, dy, win, group, shape)
+        return _by_convolution
+    if each == 1 and group == filters and (places < _SMALL or not win.has_unit_strides):
+        return _by_sums
+    if group == 1 and (each < _FEW or (elements == 1 and filters * each < places * (filters + each))):
+        return _by_columns
+    return _by_example if each < _FEW or places >= _LARGE else _by_products
 
 
 def _shifted(c: Context, x: ir.Value, dy: ir.Value, win: Window, first: int) -> Iterator[ir.Value]:
@@ -71,9 +79,9 @@ def _last(win: Window) -> list[int]:
     return [0, *win.axes, 1]
 
 
-def _by_products(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int, shape: list[int]) -> ir.Value:
+def _by_products(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
     """[G, M, places] · [G, places, C] over the places of all examples, for each element of the kernel."""
-    op, (filters, each) = c.op, shape[:2]
+    op, (filters, each) = c.op, _sizes(c)
     x = _padded(c, x, win)
     if group == 1:
         moved, first = op.Transpose(x, perm=_last(win)), 1
@@ -86,35 +94,54 @@ def _by_products(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int,
         rows = op.Reshape(rows, np.array([group, filters // group, -1]))
     leading = [-1, each] if group == 1 else [group, -1, each]
     parts = [op.MatMul(rows, op.Reshape(s, np.array(leading))) for s in _shifted(c, moved, dy, win, first)]
-    return _joined(c, parts, shape)
+    return _joined(c, parts, win)
 
 
-def _by_example(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int, shape: list[int]) -> ir.Value:
+def _by_example(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
     """[N, G, M, places] · [N, G, places, C], summed over the examples, for each element of the kernel."""
-    op, (filters, each) = c.op, shape[:2]
+    op, (filters, each) = c.op, _sizes(c)
     rows = op.Reshape(dy, np.array([0, group, filters // group, -1]))
     parts = []
     for shifted in _shifted(c, _padded(c, x, win), dy, win, 2):
         columns = op.Transpose(op.Reshape(shifted, np.array([0, group, each, -1])), perm=[0, 1, 3, 2])
         parts.append(op.ReduceSum(op.MatMul(rows, columns), np.array([0]), keepdims=0))
-    return _joined(c, parts, shape)
+    return _joined(c, parts, win)
 
 
-def _by_sums(c: Context, x: ir.Value, dy: ir.Value, win: Window, shape: list[int]) -> ir.Value:
+def _by_columns(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
+    """One product for each example, [M, places] · [places, kernel · C], with all that the kernel meets side by side."""
+    op, (filters, each) = c.op, _sizes(c)
+    assert group == 1
+    met = list(_shifted(c, _padded(c, x, win), dy, win, 2))
+    columns = op.Reshape(met[0] if len(met) == 1 else op.Concat(*met, axis=1), np.array([0, len(met) * each, -1]))
+    rows = op.Reshape(dy, np.array([0, filters, -1]))
+    total = op.ReduceSum(op.MatMul(rows, op.Transpose(columns, perm=[0, 2, 1])), np.array([0]), keepdims=0)
+    if len(met) > 1:
+        total = op.Transpose(op.Reshape(total, np.array([filters, len(met), each])), perm=[0, 2, 1])
+    return op.Reshape(total, np.array([filters, each, *win.kernel]))
+
+
+def _by_sums(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
     """Depthwise: elementwise products, summed with the channels at the end."""
     op = c.op
     x, rows = op.Transpose(_padded(c, x, win), perm=_last(win)), op.Transpose(dy, perm=_last(win))
     over = np.arange(1 + win.spatial)
     parts = [op.ReduceSum(op.Mul(s, rows), over, keepdims=0) for s in _shifted(c, x, dy, win, 1)]
-    return _joined(c, parts, shape)
+    return _joined(c, parts, win)
 
 
-def _joined(c: Context, parts: list[ir.Value], shape: list[int]) -> ir.Value:
+def _sizes(c: Context) -> list[int]:
+    """The weight's sizes besides the kernel, [M, C / group]."""
+    return [d or 0 for d in c.dims(c.x(1))[:2]]
+
+
+def _joined(c: Context, parts: list[ir.Value], win: Window) -> ir.Value:
     """One gradient for each element of the kernel, as that of the kernel."""
+    shape = np.array([*_sizes(c), *win.kernel])
     if len(parts) == 1:
-        return c.op.Reshape(parts[0], np.array(shape))
-    apart = [c.op.Reshape(part, np.array([*shape[:2], 1])) for part in parts]
-    return c.op.Reshape(c.op.Concat(*apart, axis=2), np.array(shape))
+        return c.op.Reshape(parts[0], shape)
+    apart = [c.op.Reshape(part, np.array([*_sizes(c), 1])) for part in parts]
+    return c.op.Reshape(c.op.Concat(*apart, axis=2), shape)
 
 
 def _by_convolution(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
