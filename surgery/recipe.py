@@ -56,7 +56,11 @@ def _to_passes(value: Any) -> Any:
 
 def _to_train(value: Any) -> Any:
     settings = _train_settings()
-    return value if isinstance(value, settings) else _validate(settings, value or {}, ("train",), _Context())
+    return (
+        value
+        if isinstance(value, settings)
+        else _validate(settings, {} if value is None else value, ("train",), _Context())
+    )
 
 
 def _is_list(value: Any) -> bool:
@@ -133,7 +137,7 @@ def _build(document: Document, overrides: Iterable[str]) -> Recipe:
         raise context.error(("passes",), "must be a list: write each pass on a line of its own, after a dash")
     plain = [_plain(item, ("passes", i), context) for i, item in enumerate(items or [])]
     train = data.get("train")
-    if train is not None and not isinstance(train, dict):
+    if not isinstance(train, Mapping | None):
         raise context.error(("train",), "must be a mapping: write each setting as `key: value`")
     train = dict(train or {})
     for override in overrides:
@@ -235,6 +239,8 @@ def _named_default(kind: Any, field: str) -> Any:
 
 def _validate(kind: Any, fields: Any, key: Key, context: _Context) -> Any:
     """Makes a pass or the training settings of plain data."""
+    if not isinstance(fields, Mapping):
+        raise context.error(key, "must be a mapping: write each setting as `key: value`")
     try:
         return kind(**fields)
     except ValidationError as error:

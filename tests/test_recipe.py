@@ -277,12 +277,19 @@ class TestApplying:
         [
             ([{"freze": "c1"}], "freze: unknown pass; did you mean 'freeze'"),
             ({"passes": [{"freeze": {"layer": "c1"}}]}, "freeze.layer: unknown key"),
+            ({"passes": [], "train": 5}, "train: must be a mapping"),
+            ({"train": {"epoch": 5}}, "train.epoch: unknown key; did you mean 'epochs'"),
             ([Freeze(layers="c7")], "pass 0: freeze: selector 'c7'"),
         ],
     )
     def test_errors_from_python(self, recipe: Any, message: str) -> None:
         with pytest.raises(SurgeryError, match=message):
             apply(cnn(), recipe)
+
+    def test_a_recipes_parts_from_plain_data(self) -> None:
+        assert Recipe(train={"epochs": 3}).train.epochs == 3  # type: ignore[arg-type]
+        with pytest.raises(SurgeryError, match="train: must be a mapping"):
+            Recipe(train=3)  # type: ignore[arg-type]
 
     def test_the_public_names(self) -> None:
         import surgery

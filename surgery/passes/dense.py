@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import SurgeryError
 from surgery.layers import Layer, parameter_of
+from surgery.marks import marks, set_marks
 from surgery.passes.editing import (
     constant_of,
     forget_shapes,
@@ -15,8 +18,9 @@ from surgery.passes.editing import (
     register,
     replace_parameter,
 )
+from surgery.passes.units import incoming_weights
 
-__all__ = ["UNIT_OPS", "layer_stem", "read_units", "write_units"]
+__all__ = ["UNIT_OPS", "adapt_constraint", "layer_stem", "read_units", "write_units"]
 
 
 UNIT_OPS = frozenset({"Gemm", "MatMul", "Conv", "ConvTranspose"})
@@ -101,6 +105,8 @@ def write_units(layer: Layer, rows: np.ndarray, bias: np.ndarray, name: str, *, 
     forget_shapes(node.outputs)
     weight = new_parameter(_from_rows(node, rows), dtype, old if keep_marks else None)
     replace_parameter(node, 1, weight, f"{name}.weight")
+    if keep_marks:
+        adapt_constraint(dataclasses.replace(layer, parameters={"weight": weight}))
     old_bias = layer.parameters.get("bias")
     like = old_bias if keep_marks else None
     if node.op_type == "Gemm":
@@ -118,3 +124,10 @@ def write_units(layer: Layer, rows: np.ndarray, bias: np.ndarray, name: str, *, 
         insert_behind(node.outputs[0], "Add", f"{node.name}/Add", inputs=[value])
     else:
         replace_parameter(node, 2, new_parameter(bias, dtype, like), f"{name}.bias")
+
+
+def adapt_constraint(layer: Layer) -> None:
+    """Makes the bounds of a layer's weights go along the axes of its units, after a change of layout."""
+    for weight, axes in incoming_weights(layer):
+        if (bound := marks(weight).constraint) is not None:
+            set_marks(weight, constraint=dataclasses.replace(bound, axes=axes))

@@ -35,8 +35,10 @@ def opset(model: ir.Model) -> int:
 
 def unique(graph: ir.Graph, name: str) -> str:
     """Returns `name`, with a number behind it where an operator or a value of `graph` has it already."""
-    taken = {n.name for n in graph} | {o.name for n in graph for o in n.outputs}
-    taken |= {v.name for v in graph.inputs} | set(graph.initializers)
+    taken: set[str | None] = set()
+    for part in (graph, *graph.subgraphs()):  # the names of a subgraph must not be those of what is around it
+        taken |= {n.name for n in part} | {o.name for n in part for o in n.outputs}
+        taken |= {v.name for v in part.inputs} | set(part.initializers)
     count, result = 1, name
     while result in taken:
         count += 1

@@ -97,7 +97,7 @@ def _drop(model: ir.Model, layer: Layer, rate: float) -> Iterator[Change]:
     value = place = next((o for o in outputs if o.uses()), outputs[0])
     existing: list[ir.Node] = []
     own = True  # what follows still belongs to the layer's output
-    while len(users := value.consumers()) == 1 and not value.is_graph_output():
+    while len(users := _users(value)) == 1 and not value.is_graph_output():
         node = users[0]
         if node.op_type == "Dropout":
             existing.append(node)
@@ -110,6 +110,11 @@ def _drop(model: ir.Model, layer: Layer, rate: float) -> Iterator[Change]:
     else:
         existing += [node for node in users if node.op_type == "Dropout"]
     yield from _set_or_insert(model, place, existing, rate, layer.name)
+
+
+def _users(value: ir.Value) -> list[ir.Node]:
+    """What computes with `value`; an exporter's questions about its shape do not count."""
+    return [node for node in value.consumers() if node.op_type not in ("Shape", "Size")]
 
 
 def _set_or_insert(

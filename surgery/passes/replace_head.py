@@ -183,7 +183,7 @@ def _resize(tail: list[ir.Node], old: int, new: int) -> None:
             if constant_of(value) is not None:
                 _resize_constant(node, 1, old, new)
             elif producer is not None and producer.op_type == "Concat":
-                for index in range(len(producer.inputs)):
+                for index in range(1, len(producer.inputs)):  # the first is the number of examples
                     _resize_constant(producer, index, old, new)
             forget_shapes(node.outputs)
 
@@ -191,10 +191,13 @@ def _resize(tail: list[ir.Node], old: int, new: int) -> None:
 def _resize_constant(node: ir.Node, index: int, old: int, new: int) -> None:
     value = node.inputs[index]
     data = constant_of(value)
-    if value is None or data is None or old == new or old not in data:
+    if value is None or data is None or old == new:
+        return
+    places = [i for i, size in enumerate(data) if size == old and (i or len(data) == 1)]
+    if not places:
         return
     shape = np.array(data)
-    shape[np.flatnonzero(shape == old)[-1]] = new
+    shape[places[-1]] = new
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     node.replace_input_with(index, add_constant(graph, shape, f"{node.name}.shape"))

@@ -11,7 +11,7 @@ from surgery.io import infer_shapes
 from surgery.layers import Layer, layers
 from surgery.passes.activations import ACTIVATION_OPS
 from surgery.passes.base import Change, Pass, pass_dataclass
-from surgery.passes.dense import layer_stem, read_units
+from surgery.passes.dense import adapt_constraint, layer_stem, read_units
 from surgery.passes.editing import (
     bypass,
     constant_of,
@@ -153,3 +153,4 @@ def _replace(model: ir.Model, layer: Layer, kernel: list[int]) -> None:
     drop_unused(graph, unused)
     for value, role in zip(values, ("weight", "bias"), strict=False):
         register(graph, value, f"{stem}.{role}")
+    adapt_constraint(Layer(layer.index, layer.name, conv, (conv,), {"weight": weight}))

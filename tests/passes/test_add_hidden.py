@@ -9,7 +9,7 @@ import pytest
 from surgery.errors import SurgeryError
 from surgery.layers import find_layer, head, layers
 from surgery.marks import marks, set_marks
-from surgery.passes import AddHidden, ReplaceHead
+from surgery.passes import AddHidden, MaxNorm, ReplaceHead
 from tests.graphs import cnn, mlp, parse, run, squeezenet, weights_of
 
 ROW = np.random.default_rng(2).normal(size=(3, 8)).astype(np.float32)
@@ -65,6 +65,16 @@ def test_the_heads_bias_and_marks_stay() -> None:
     np.testing.assert_array_equal(weights_of(model)["b.bias"], before)
     assert marks(model.graph.initializers["b.weight"]).learning_rate == 5
     assert marks(model.graph.initializers["hidden.weight"]) == marks(model.graph.initializers["a.weight"])
+
+
+def test_bounds_go_along_when_a_transposed_weight_is_stored_as_it_is_used() -> None:
+    model = parse("(float[N,8] x) => (float[N,5] y)", "t = Transpose(w) y = MatMul(x, t)", {"w": [5, 8]})
+    MaxNorm(value=2)(model)
+    AddHidden(units=3)(model)
+    constraint = marks(model.graph.initializers["y.weight"]).constraint
+    assert constraint is not None
+    assert constraint.axes == (0,)
+    assert model.graph.initializers["y.weight"].shape == ir.Shape([3, 5])
 
 
 def test_other_users_of_the_heads_input_are_left_alone() -> None:

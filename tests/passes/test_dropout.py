@@ -76,6 +76,17 @@ class TestPlaces:
         assert dropouts(model) == {"a/dropout": ("a", 0.5), "b/dropout": ("b", 0.5)}
         run(model, ROW)
 
+    def test_what_only_asks_for_the_shape_does_not_count(self) -> None:
+        model = parse(
+            "(float[N,3,10,10] x) => (float[N,4] y)",
+            "c = Conv(x, w1) t = Shape(c) r = Relu(c) p = GlobalAveragePool(r) i = Constant<value_ints = [0]>() "
+            "n = Gather(t, i) m = Constant<value_ints = [5]>() s = Concat<axis = 0>(n, m) f = Reshape(p, s) "
+            "y = MatMul(f, w2)",
+            {"w1": [5, 3, 3, 3], "w2": [5, 4]},
+        )
+        InsertDropout(hidden=0.5)(model)
+        assert dropouts(model) == {"c/dropout": ("r", 0.5)}
+
     def test_an_output_in_between_is_not_dropped(self) -> None:
         model = parse(
             "(float[N,8] x) => (float[N,6] features, float[N,2] y)",

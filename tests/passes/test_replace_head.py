@@ -173,6 +173,17 @@ class TestConvHeads:
         np.testing.assert_allclose(after.sum(-1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["[5, -1]", "[5, 5]", "[-1, 5]"])
+def test_a_reshape_for_as_many_examples_as_there_were_units(shape: str) -> None:
+    model = parse(
+        "(float[5,8] x) => (float[5,5] y)",
+        f"h = MatMul(x, w) s = Constant<value_ints = {shape}>() y = Reshape(h, s)",
+        {"w": [8, 5]},
+    )
+    ReplaceHead(units=3)(model)
+    assert run(model, np.concatenate([ROW, ROW])[:5])[0].shape == (5, 3)
+
+
 def test_sequence_of_predictions() -> None:
     model = parse("(float[N,T,8] x) => (float[N,T,5] y)", "h = MatMul(x, w) y = Add(h, b)", {"w": [8, 5], "b": [5]})
     ReplaceHead(units=4)(model)

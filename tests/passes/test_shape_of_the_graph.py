@@ -12,7 +12,7 @@ import pytest
 from surgery.errors import SurgeryError
 from surgery.layers import find_layer, layers
 from surgery.marks import Preprocessing, labels, marks, preprocessing, set_labels, set_marks, set_preprocessing
-from surgery.passes import Cut, Pass, PruneOutputs, Remove, Rename, ReplaceActivation
+from surgery.passes import Cut, Pass, PruneOutputs, Remove, Rename, ReplaceActivation, ReplaceHead
 from surgery.recipe import Recipe
 from tests.graphs import cnn, mlp, parse, run, squeezenet, weights_of
 
@@ -246,3 +246,17 @@ def test_layers_stay_countable() -> None:
     for step in (Remove(layers="n2"), Rename(names={"c2": "conv2"}), Cut(layer="r2")):
         step(model)
     assert [layer.name for layer in layers(model) if layer.index] == ["c1", "conv2"]
+
+
+def test_names_of_subgraphs_count_as_taken() -> None:
+    model = parse(
+        "(float[N,8] x, bool c) => (float[N,5] y)",
+        "i = If(c) <then_branch = t () => (float[N,8] y_bias) {y_bias = Relu(x)}, "
+        "else_branch = e () => (float[N,8] z) {z = Tanh(x)}> y = MatMul(i, w)",
+        {"w": [8, 5]},
+    )
+    inner = next(iter(model.graph.subgraphs()))
+    inner.outputs[0].name = "y.bias"
+    ReplaceHead(units=3)(model)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert "y.bias_2" in weights_of(model)

@@ -12,7 +12,7 @@ from converters import convert
 from surgery.errors import SurgeryError
 from surgery.layers import find_layer, layers
 from surgery.marks import Preprocessing, marks, preprocessing, set_marks, set_preprocessing
-from surgery.passes import ReplaceHead, SetBatch, SetInputSize, ToFullyConvolutional
+from surgery.passes import MaxNorm, ReplaceHead, SetBatch, SetInputSize, ToFullyConvolutional
 from tests.graphs import cnn, mlp, parse, run, squeezenet, weights_of
 
 RANDOM = np.random.default_rng(1)
@@ -160,6 +160,12 @@ class TestToFullyConvolutional:
         assert {n.op_type for n in model.graph} == {"Conv", "Relu", "MaxPool", "Dropout", "Softmax"}
         assert not ToFullyConvolutional()(model).changes
         assert [layer.name for layer in layers(model) if layer.index] == ["c", "a", "h"]
+
+    def test_bounds_go_along_with_the_layout(self) -> None:
+        model = fixed("f = Flatten(p)", "N")
+        MaxNorm(value=2)(model)
+        ToFullyConvolutional()(model)
+        assert not MaxNorm(value=2)(model).changes
 
     def test_slopes_of_prelu_and_normalization_go_by_channel(self) -> None:
         def make() -> ir.Model:
