@@ -77,10 +77,14 @@ def test_concat_of_one(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("through", [[0, 1, 2], [1]])
-@pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize(
-    ("opset", "sizes", "attributes"),
-    [(13, [3, 1, 2], {"axis": -1}), (13, None, {"axis": 1}), (18, None, {"axis": 1, "num_outputs": 3})],
+    ("opset", "sizes", "attributes", "symbolic"),
+    [
+        (13, [3, 1, 2], {"axis": -1}, False),
+        (13, [3, 1, 2], {"axis": -1}, True),
+        (13, None, {"axis": 1}, False),
+        (18, None, {"axis": 1, "num_outputs": 3}, False),
+    ],
 )
 def test_split(
     rng: np.random.Generator,
@@ -90,8 +94,6 @@ def test_split(
     through: list[int],
     symbolic: bool,
 ) -> None:
-    if sizes is None and symbolic:
-        pytest.skip("onnx infers no shapes for equal parts of an unknown size")
     inputs = [_normal(rng, 2, 6)] + ([] if sizes is None else [_ints(*sizes)])
     operator = Operator("Split", inputs, attributes, opset=opset, outputs=3, through=through, symbolic=symbolic)
     check(operator, lambda x, *_: [x.split(sizes or 2, 1)[i] for i in through], builder=False)
@@ -150,3 +152,14 @@ def test_trilu(rng: np.random.Generator, upper: int, k: int | None) -> None:
 def test_reverse_sequence(rng: np.random.Generator) -> None:
     operator = Operator("ReverseSequence", [_normal(rng, 4, 2, 3), _ints(3, 4)])
     check(operator, lambda x, _: torch.stack([x[[2, 1, 0, 3], 0], x[[3, 2, 1, 0], 1]], 1))
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_one_hot(rng: np.random.Generator, axis: int) -> None:
+    inputs = [rng.integers(0, 4, (2, 3)), np.array(4, np.int64), np.array([-0.5, 2.0], np.float32)]
+
+    def expression(i: torch.Tensor, _: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        hot = torch.nn.functional.one_hot(i, 4).movedim(-1, axis).to(values.dtype)
+        return values[0] + (values[1] - values[0]) * hot
+
+    check(Operator("OneHot", inputs, {"axis": axis}), expression, builder=False)

@@ -9,7 +9,7 @@ from surgery.autodiff.backward import Context, Gradients, no_gradient, rule
 
 __all__ = ["filled", "flat_scatter", "positions"]
 
-no_gradient("Shape", "Size", "Constant", "ConstantOfShape", "Range", "NonZero", "ArgMax", "ArgMin", "OneHot", "EyeLike")
+no_gradient("Shape", "Size", "Constant", "ConstantOfShape", "NonZero", "ArgMax", "ArgMin", "EyeLike")
 no_gradient("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "IsNaN", "IsInf")
 no_gradient("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 no_gradient("Reshape", "Dropout", "Expand", inputs=[1, 2])
@@ -139,6 +139,18 @@ def tile(c: Context) -> Gradients:
         pairs = op.Reshape(op.Concat(*columns, axis=1), op.constant([-1]))
     axes = op.constant(list(range(0, 2 * len(sizes), 2)))
     return [op.ReduceSum(op.Reshape(c.dy, pairs), axes, keepdims=0)]
+
+
+@rule("OneHot")
+def one_hot(c: Context) -> Gradients:
+    """Of the two values: what came from the second one, and the rest."""
+    op, axis = c.op, c.attr("axis", -1)
+    dtype = (c.dy.dtype or ir.DataType.FLOAT).numpy()
+    hot = op.OneHot(c.x(0), c.x(1), op.constant(np.array([0, 1], dtype)), axis=axis)
+    one = op.constant([1])
+    on = op.Reshape(op.ReduceSum(op.Mul(c.dy, hot), keepdims=0), one)
+    off = op.Sub(op.Reshape(op.ReduceSum(c.dy, keepdims=0), one), on)
+    return [None, None, op.Concat(off, on, axis=0)]
 
 
 @rule("Trilu")
