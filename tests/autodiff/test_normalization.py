@@ -196,3 +196,10 @@ def test_lrn(rng: np.random.Generator, size: int, shape: tuple[int, ...], symbol
     check(
         Operator("LRN", [3 * _normal(rng, *shape)], attributes, opset=13, symbolic=symbolic), expression, builder=False
     )
+
+
+def test_shapes_are_known_behind_a_group_normalization(rng: np.random.Generator) -> None:
+    operator = Operator(
+        "GroupNormalization", [_normal(rng, 2, 6, 3), _normal(rng, 6), _normal(rng, 6)], {"num_groups": 3}, opset=21
+    )
+    assert operator.model(np.float32).graph.outputs[0].shape == [2, 6, 3]
