@@ -12,10 +12,11 @@ import onnx_ir as ir
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.marks import Preprocessing, set_labels, set_preprocessing
+from surgery.proto import light_proto
 
 __all__ = ["apply_labels", "apply_preprocessing", "check", "read_labels"]
 
-_CHECKER_LIMIT = 2**31 - 2**24  # bytes: larger models cannot be serialized for the checker
+_CHECKED = 2**16  # bytes: larger weights are checked by shape and type, without copies of their numbers
 
 
 def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
@@ -77,10 +78,12 @@ def check(model: ir.Model, source: Path) -> None:
     """
     model.ir_version = IR_VERSION
     infer_shapes(model)
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if weights > _CHECKER_LIMIT:
-        return
+    proto, big = light_proto(model, _CHECKED)
+    for index in reversed([i for i, tensor in enumerate(proto.graph.initializer) if tensor.name in big]):
+        tensor = proto.graph.initializer[index]
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        del proto.graph.initializer[index]
     try:
-        onnx.checker.check_model(ir.to_proto(model))
+        onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise SurgeryError(f"{source}: the converted model is not valid ONNX ({str(error).splitlines()[0]})") from error

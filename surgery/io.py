@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitializersFromInputsPass
 
 from surgery.errors import SurgeryError
+from surgery.proto import light_proto, write_model
 
 __all__ = ["IR_VERSION", "MAX_OPSET", "MIN_OPSET", "infer_shapes", "load", "replacing", "save"]
 
@@ -224,7 +225,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
                 temporary = stack.enter_context(replacing(data))
                 _externalize(weights, temporary, data)
             temporary = stack.enter_context(replacing(path))
-            onnx.save(ir.to_proto(model), temporary, format="protobuf")
+            write_model(model, temporary)
     except (EncodeError, ValueError) as error:
         _restore(weights, before)
         raise SurgeryError(f"{path}: the model cannot be written ({_first_line(error)})") from error
@@ -266,18 +267,7 @@ def infer_shapes(model: ir.Model, *, strict: bool = True) -> None:
     Raises:
         SurgeryError: The graph is inconsistent; the message names the operator.
     """
-    weights = _weights(model)
-    before = [v.const_value for v in weights]
-    try:
-        for value, tensor in zip(weights, before, strict=True):
-            assert tensor is not None
-            if tensor.nbytes > _INFERENCE_THRESHOLD:  # its shape is enough, and protobuf's limit is 2 GB
-                value.const_value = ir.ExternalTensor(
-                    "-", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
-                )
-        proto = ir.to_proto(model)
-    finally:
-        _restore(weights, before)
+    proto, _ = light_proto(model, _INFERENCE_THRESHOLD, model.graphs())  # shapes are enough, and protobuf's limit 2 GB
     for node in proto.graph.node:
         if node.op_type == "GroupNormalization" and not node.domain:  # onnx infers nothing from it
             node.op_type = "Identity"

@@ -258,7 +258,7 @@ class TestSave:
         def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(onnx, "save", full)
+        monkeypatch.setattr(io, "write_model", full)
         model = wide(500)
         with pytest.raises(SurgeryError, match="No space left on device"):
             save(model, path)

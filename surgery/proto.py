@@ -1,0 +1,97 @@
+"""Models as protobuf messages, without their weights in memory once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+__all__ = ["light_proto", "write_model"]
+
+# Field numbers of onnx.proto; each is a message or bytes.
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
+_LENGTH_DELIMITED = 2  # the wire type of those
+
+
+def light_proto(
+    model: ir.Model, least: int, graphs: Iterable[ir.Graph | ir.Function] | None = None
+) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Returns `model` as a message in which weights of more than `least` bytes have shape and type only.
+
+    Those are initializers of `graphs`, by default of the main graph; they come along by name. What is in external
+    files stays a reference.
+    """
+    chosen = [graph for graph in graphs or [model.graph] if isinstance(graph, ir.Graph)]
+    values = [value for graph in chosen for value in graph.initializers.values()]
+    big = [v for v in values if _is_inside(v.const_value) and v.const_value.nbytes > least]  # type: ignore[union-attr]
+    tensors = [v.const_value for v in big]
+    try:
+        for value, tensor in zip(big, tensors, strict=True):
+            assert tensor is not None
+            value.const_value = ir.ExternalTensor(
+                "-", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+            )
+        proto = ir.to_proto(model)
+    finally:
+        for value, tensor in zip(big, tensors, strict=True):
+            value.const_value = tensor
+    return proto, {str(v.name): t for v, t in zip(big, tensors, strict=True) if t is not None}
+
+
+def _is_inside(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and not isinstance(tensor, ir.ExternalTensor)
+
+
+def write_model(model: ir.Model, path: Path, least: int = 2**16) -> None:
+    """Writes `model` as an ONNX file; weights of more than `least` bytes go straight from where they are to the file.
+
+    The result is what ``onnx.save`` writes, but that the graph comes last and its initializers last in it, which is
+    all the same to protobuf.
+    """
+    proto, big = light_proto(model, least)
+    initializers = list(proto.graph.initializer)
+    del proto.graph.initializer[:]
+    parts: list[bytes | ir.TensorProtocol] = []
+    size = 0
+    for initializer in initializers:
+        tensor = big.get(initializer.name)
+        if tensor is not None:
+            for field in ("data_location", "external_data"):
+                initializer.ClearField(field)
+        content = initializer.SerializeToString()
+        tail = 0
+        if tensor is not None:
+            content += _prefix(_TENSOR_RAW_DATA, tensor.nbytes)
+            tail = tensor.nbytes
+        content = _prefix(_GRAPH_INITIALIZER, len(content) + tail) + content
+        size += len(content) + tail
+        parts += [content] if tensor is None else [content, tensor]
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(_prefix(_MODEL_GRAPH, len(graph) + size))
+        file.write(graph)
+        for part in parts:
+            if isinstance(part, bytes):
+                file.write(part)
+            elif isinstance(part, ir.Tensor):
+                part.tofile(file)
+            else:
+                file.write(part.tobytes())
+
+
+def _prefix(field: int, length: int) -> bytes:
+    """The key and the length in front of a field's content (protobuf.dev/programming-guides/encoding)."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
