@@ -41,7 +41,7 @@ class AddHidden(Pass):
         output: The output whose head is meant; needed where there are several.
     """
 
-    shorthand: ClassVar = "units"
+    shorthand: ClassVar[str | None] = "units"
 
     units: PositiveInt
     activation: Activation = "relu"

@@ -23,7 +23,7 @@ class Cut(Pass):
         layer: The last layer to keep; several give as many outputs.
     """
 
-    shorthand: ClassVar = "layer"
+    shorthand: ClassVar[str | None] = "layer"
 
     layer: str | Annotated[list[str], Field(min_length=1)]
 

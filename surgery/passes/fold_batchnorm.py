@@ -28,7 +28,7 @@ class FoldBatchnorm(Pass):
         layers: Which layers; those of them that are no normalization behind such a layer are left as they are.
     """
 
-    shorthand: ClassVar = "layers"
+    shorthand: ClassVar[str | None] = "layers"
 
     layers: Selector = "all"
 

@@ -37,7 +37,7 @@ class Freeze(Pass):
         layers: Which layers.
     """
 
-    shorthand: ClassVar = "layers"
+    shorthand: ClassVar[str | None] = "layers"
 
     layers: Selector
 
@@ -53,7 +53,7 @@ class Unfreeze(Pass):
         layers: Which layers.
     """
 
-    shorthand: ClassVar = "layers"
+    shorthand: ClassVar[str | None] = "layers"
 
     layers: Selector
 

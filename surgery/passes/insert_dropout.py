@@ -42,7 +42,7 @@ class InsertDropout(Pass):
         layers: Which layers.
     """
 
-    shorthand: ClassVar = "hidden"
+    shorthand: ClassVar[str | None] = "hidden"
 
     input: Rate | None = None
     hidden: Rate | None = None

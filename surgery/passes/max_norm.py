@@ -27,7 +27,7 @@ class MaxNorm(Pass):
         layers: Which layers; those of them that have no weights are left as they are.
     """
 
-    shorthand: ClassVar = "value"
+    shorthand: ClassVar[str | None] = "value"
 
     value: PositiveFloat
     layers: Selector = "all"

@@ -23,7 +23,7 @@ class PruneOutputs(Pass):
         keep: The names of the outputs that stay.
     """
 
-    shorthand: ClassVar = "keep"
+    shorthand: ClassVar[str | None] = "keep"
 
     keep: str | Annotated[list[str], Field(min_length=1)]
 

@@ -37,7 +37,7 @@ class Reinitialize(Pass):
         seed: Of the random numbers.
     """
 
-    shorthand: ClassVar = "layers"
+    shorthand: ClassVar[str | None] = "layers"
 
     layers: Selector
     initializer: Initializer = "glorot"

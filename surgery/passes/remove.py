@@ -27,7 +27,7 @@ class Remove(Pass):
         layers: Which layers.
     """
 
-    shorthand: ClassVar = "layers"
+    shorthand: ClassVar[str | None] = "layers"
 
     layers: Selector
 

@@ -28,7 +28,7 @@ class Rename(Pass):
         names: New names by old ones: ``{conv1: stem, prob: class}``.
     """
 
-    shorthand: ClassVar = "names"
+    shorthand: ClassVar[str | None] = "names"
 
     names: Annotated[dict[Name, Name], Field(min_length=1)]
 

@@ -47,7 +47,7 @@ class ReplaceHead(Pass):
         output: The output; needed where there are several.
     """
 
-    shorthand: ClassVar = "units"
+    shorthand: ClassVar[str | None] = "units"
 
     units: PositiveInt | None = None
     activation: Activation = "softmax"

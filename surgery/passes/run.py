@@ -28,7 +28,7 @@ class Run(Pass):
         options: What the class is called with.
     """
 
-    shorthand: ClassVar = "target"
+    shorthand: ClassVar[str | None] = "target"
 
     target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?$")]
     options: dict[str, Any] = Field(default_factory=dict)

@@ -26,7 +26,7 @@ class SetBatch(Pass):
         axis: The axis of the inputs that counts examples.
     """
 
-    shorthand: ClassVar = "size"
+    shorthand: ClassVar[str | None] = "size"
 
     size: PositiveInt | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
     axis: Annotated[int, Field(ge=0)] = 0

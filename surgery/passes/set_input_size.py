@@ -36,7 +36,7 @@ class SetInputSize(Pass):
         seed: Of the new weights.
     """
 
-    shorthand: ClassVar = "size"
+    shorthand: ClassVar[str | None] = "size"
 
     size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     input: str | None = None
