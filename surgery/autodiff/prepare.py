@@ -31,7 +31,7 @@ def prepare(model: ir.Model, wrt: Iterable[ir.Value], of: Iterable[ir.Value] | N
 
     Args:
         model: A model.
-        wrt: Inputs or initializers to differentiate by.
+        wrt: What to differentiate by.
         of: What to differentiate; by default the outputs.
 
     Raises:
@@ -39,21 +39,22 @@ def prepare(model: ir.Model, wrt: Iterable[ir.Value], of: Iterable[ir.Value] | N
     """
     InlinePass()(model)
     raise_opset(model.graph)
-    sources = list(wrt)
-    ends = [str(v.name) for v in (model.graph.outputs if of is None else of)]
+    sources = {str(v.name) for v in wrt}
+    ends = {str(v.name) for v in (model.graph.outputs if of is None else of)}
     infer_shapes(model)
     while fold_shapes(model.graph) or _rewrite(model.graph, sources, ends):
         infer_shapes(model)
 
 
-def _rewrite(graph: ir.Graph, wrt: list[ir.Value], ends: list[str]) -> bool:
+def _rewrite(graph: ir.Graph, sources: set[str], ends: set[str]) -> bool:
     """Rewrites what can be at first sight; what it was replaced by may need rewriting as well."""
     splicer = Splicer(graph)
     needed = _needed(graph, ends)
-    wanted = set(wrt)
+    wanted = {v for v in [*graph.inputs, *graph.initializers.values()] if v.name in sources}
     changed = False
     rules = registered()
     for node in list(graph):
+        wanted.update(o for o in node.outputs if o.name in sources)
         if node.op_type == "If" and not node.domain and inline_if(splicer, node):
             changed = True
             continue
@@ -102,10 +103,9 @@ def _on_the_way(node: ir.Node, wanted: set[ir.Value]) -> bool:
     return any(v in wanted and differentiable(node, i) for i, v in _reads(node))
 
 
-def _needed(graph: ir.Graph, ends: list[str]) -> set[ir.Node]:
-    """The operators that the values named `ends` depend on."""
+def _needed(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
+    """The operators that the values of these names depend on."""
     needed: set[ir.Node] = set()
-    names = set(ends)
     stack = [n for n in graph if any(o.name in names for o in n.outputs)]
     while stack:
         node = stack.pop()

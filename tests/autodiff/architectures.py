@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ARCHITECTURES", "BertLike", "ConvNeXtLike", "EfficientNetLike", "MobileNetV2Like", "MobileNetV3Like", "ViT"]
+__all__ = ["ARCHITECTURES", "CLASSES"]
 
 CLASSES = 5
 
@@ -185,6 +185,31 @@ class BertLike(nn.Module):
         return self.classifier(torch.tanh(self.pooler(x[:, 0])))
 
 
+class Crnn(nn.Module):
+    """Reads text in pictures: convolutions, then a bidirectional LSTM along the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.lstm = nn.LSTM(12 * 8, 10, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(20, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.features(x).permute(0, 3, 1, 2).flatten(2)
+        return self.head(self.lstm(columns)[0].mean(1))
+
+
+class GruText(nn.Module):
+    """Token numbers of shape [N, 10]; the class is told from a GRU's last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.gru, self.head = nn.Embedding(30, 8), nn.GRU(8, 12, batch_first=True), nn.Linear(12, CLASSES)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.gru(self.words(ids))[1][-1])
+
+
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "mobilenet_v2": MobileNetV2Like,
     "mobilenet_v3": MobileNetV3Like,
@@ -192,4 +217,6 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "convnext": ConvNeXtLike,
     "vit": ViT,
     "bert": BertLike,
+    "crnn": Crnn,
+    "gru": GruText,
 }
