@@ -146,6 +146,22 @@ def test_loop_is_unrolled(goes_on: str, rounds: int) -> None:
     assert "Loop" not in _operators(made)
 
 
+def test_by_the_output_of_an_if() -> None:
+    """Once the If is inlined, another value has its output's name."""
+    body = """
+        yes = Cast<to: int = 9>(one)
+        h = If (yes) <
+            then_branch = then () => (float[2, 3] t) { t = Mul(x, w) },
+            else_branch = else () => (float[2, 3] e) { e = Add(x, w) }
+        >
+        y = CenterCropPad<axes: ints = [1]>(h, two)
+    """
+    model = _model(body, 18, constants=", int64 one = {1}, int64[1] two = {2}")
+    made = gradient(model, of="y", wrt=["h"], weight=1.0)
+    session = runtime.session(made, CPU, threads=1)
+    np.testing.assert_array_equal(session.run(["gradient/h"], {"x": X})[0], [[1, 1, 0], [1, 1, 0]])
+
+
 def test_loop_on_data_is_an_error() -> None:
     goes_on = (
         "zero = Constant<value_float: float = 0.0>() s = ReduceSum<keepdims: int = 0>(new) next = Greater(s, zero)"
