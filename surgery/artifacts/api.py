@@ -13,10 +13,18 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery import runtime
-from surgery.artifacts.graphs import evaluation_model, move_frozen, optimizer_model, order_inputs, training_model
+from surgery.artifacts.graphs import (
+    evaluation_model,
+    move_frozen,
+    optimizer_model,
+    order_inputs,
+    training_model,
+    user_inputs,
+)
 from surgery.artifacts.plans import AdamW, Plan, Sgd, choose
 from surgery.errors import SurgeryError
 from surgery.io import save
+from surgery.training.step import Objective
 
 __all__ = ["Artifacts", "artifacts"]
 
@@ -27,10 +35,11 @@ class Artifacts:
 
     Attributes:
         training_model: Takes examples and targets; gives the loss.
-        eval_model: Takes the same; gives the loss, the metric, and the model's own outputs.
+        eval_model: Takes the same; gives the loss, the metric (of several trained outputs: those of each), and the
+            model's own outputs.
         optimizer_model: Updates the parameters.
         checkpoint: Holds them.
-        inputs: The names of the examples and of the targets, in the order that `Module` takes them.
+        inputs: The names of the inputs for examples and targets, in the order that `Module` takes them.
         outputs: The names of what the evaluation model gives, in order.
         trained: The names of the trained parameters, in the checkpoint.
         notes: What is kept in another way than the model has it.
@@ -51,7 +60,7 @@ def artifacts(
     folder: str | os.PathLike[str],
     *,
     optimizer: str | AdamW | Sgd = "adamw",
-    loss: str = "auto",
+    loss: Objective = "auto",
     output: str | None = None,
     frozen: Literal["models", "checkpoint"] = "models",
     fused: bool = True,
@@ -66,7 +75,7 @@ def artifacts(
         model: A model with marks; it is left as it is.
         folder: Where to; it is made where it does not exist.
         optimizer: ``adamw``, ``sgd``, or one with settings.
-        loss: A name of `surgery.training.losses.LOSSES`; ``auto`` goes by the last activation.
+        loss: A name of `surgery.training.losses.LOSSES`, or a loss; ``auto`` goes by the last activation.
         output: The output to train; needed where there are several.
         frozen: Where the frozen weights lie. In the two models, the runtime optimizes what it computes with them; in
             the checkpoint, they are stored once and not twice.
@@ -89,7 +98,7 @@ def artifacts(
     others = {name: training.initial[name] for name in training.weights if name not in plans}
     if frozen == "checkpoint":
         others |= move_frozen(model, training.model.graph, evaluation.graph)
-    user = [training.batch, training.target]
+    user = [*training.batch, *(term.target for term in training.terms)]
     for graph in (training.model.graph, evaluation.graph):
         order_inputs(graph, [*user, *trained, *others])
 

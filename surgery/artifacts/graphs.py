@@ -22,9 +22,9 @@ from surgery.io import IR_VERSION
 from surgery.layers import find_output, layers
 from surgery.marks import marks
 from surgery.training.optimizers import Updating, project
-from surgery.training.step import Step, evaluation_step, training_step
+from surgery.training.step import Objective, Step, evaluation_step, training_step
 
-__all__ = ["evaluation_model", "move_frozen", "optimizer_model", "order_inputs", "training_model"]
+__all__ = ["evaluation_model", "move_frozen", "optimizer_model", "order_inputs", "training_model", "user_inputs"]
 
 _MICROSOFT = "com.microsoft"
 _BUFFER, _DONE, _RESET = "_grad.accumulation.buffer", "_grad.accumulation.out", "lazy_reset_grad"
@@ -36,7 +36,7 @@ def training_model(
     optimizer: AdamW | Sgd,
     plans: dict[str, Plan],
     *,
-    loss: str,
+    loss: Objective,
     output: str | None,
     fused: bool,
     seed: int,
@@ -52,8 +52,9 @@ def training_model(
 
     step = training_step(model, [note], loss=loss, output=output, fused=fused, seed=seed)
     check_decay(plans, optimizer)
-    if step.batch.endswith(_TAKEN):
-        raise SurgeryError(f"onnxruntime would take the input {step.batch!r} for a gradient's; rename it")
+    for name in step.batch:
+        if name.endswith(_TAKEN):
+            raise SurgeryError(f"onnxruntime would take the input {name!r} for a gradient's; rename it")
     graph = step.model.graph
     inputs = {str(v.name): v for v in graph.inputs}
     after = {str(v.name): v for v in graph.outputs}
@@ -88,6 +89,11 @@ def training_model(
     return step
 
 
+def user_inputs(step: Step) -> list[str]:
+    """The names of the inputs that the caller fills: examples, then targets."""
+    return [*step.batch, *(term.target for term in step.terms)]
+
+
 def _use(op: Emitter, parameter: ir.Value, plan: Plan) -> ir.Value:
     """Puts what a kept parameter stands for in its place: its multiple, within its constraint."""
     uses = list(parameter.uses())
@@ -105,25 +111,36 @@ def _use(op: Emitter, parameter: ir.Value, plan: Plan) -> ir.Value:
 
 
 def evaluation_model(
-    model: ir.Model, training: Step, plans: dict[str, Plan], *, loss: str, output: str | None
+    model: ir.Model, training: Step, plans: dict[str, Plan], *, loss: Objective, output: str | None
 ) -> ir.Model:
-    """The loss, the metric and the model's outputs; these are what can be exported for inference."""
+    """What is measured and the model's outputs; these are what can be exported for inference."""
     model = model.clone()
-    branch = _branch(model, find_output(model, output))
-    step = evaluation_step(model, loss=loss, output=branch.name, others=True)
+    trained = [term.output for term in training.terms]
+    whole = {f"{name}/whole": name for name in trained}
+    for name in trained:
+        _branch(model, find_output(model, name))
+    step = evaluation_step(model, loss=loss, output=output or trained[0], others=True)
     graph = step.model.graph
+    for value in [*graph.inputs, *(o for node in graph for o in node.outputs)]:
+        if value.name in trained:
+            value.name = f"{value.name}/measured"
+    for value in graph.outputs:
+        value.name = whole.get(str(value.name), value.name)
     op = Emitter(graph, "device/")
     _to_inputs(graph, training.weights)
     for value in list(graph.inputs):
         if value.name in plans:
             _use(op, value, plans[value.name])
-    _finish(step.model, ["loss", step.loss.metric])
+    _finish(step.model, training.measures)
     return step.model
 
 
-def _branch(model: ir.Model, output: ir.Value) -> ir.Value:
-    """Adds an output equal to `output`, whose last activation may be taken away while the first stays whole."""
-    graph = model.graph
+def _branch(model: ir.Model, output: ir.Value) -> None:
+    """Adds an output that equals `output` and takes its name, whose last activation may be taken away.
+
+    `output` stays whole and is called ``<name>/whole``.
+    """
+    graph, name = model.graph, str(output.name)
     weighted = {node for layer in layers(model) if layer.parameters for node in layer.nodes}
     chain: list[ir.Node] = []
     value = output
@@ -135,16 +152,16 @@ def _branch(model: ir.Model, output: ir.Value) -> ir.Value:
         value = changing[0]
     op = Emitter(graph, "device/branch/")
     for node in reversed(chain):
-        name = op.fresh(node.op_type)
-        copy = ir.Node(node.domain, node.op_type, [value, *node.inputs[1:]], list(node.attributes.values()), name=name)
+        fresh = op.fresh(node.op_type)
+        copy = ir.Node(node.domain, node.op_type, [value, *node.inputs[1:]], list(node.attributes.values()), name=fresh)
         graph.append(copy)
         value = copy.outputs[0]
-        value.name, value.shape, value.type = name, node.outputs[0].shape, node.outputs[0].type
+        value.name, value.shape, value.type = fresh, node.outputs[0].shape, node.outputs[0].type
     if value is output:
         value = op.Identity(output)
         value.shape, value.type = output.shape, output.type
+    output.name, value.name = f"{name}/whole", name
     graph.outputs.append(value)
-    return value
 
 
 def _to_inputs(graph: ir.Graph, names: Iterable[str]) -> None:

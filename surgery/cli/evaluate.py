@@ -39,7 +39,9 @@ def evaluate(
         examples, _ = open_data(data, loaded, split=split, skip_bad=skip_bad, progress=progress)
     scores = measure(loaded, examples, loss=loss, output=output_name, batch_size=batch_size, device=device)
     if as_json:
-        print_json({"model": str(model), "data": str(data), "split": split, **scores.as_dict()})
+        print_json(
+            {"model": str(model), "data": str(data), "split": split, **scores.measures, "examples": scores.examples}
+        )
         return
     value = f"{scores.value:.2%}" if scores.metric == "accuracy" else f"{scores.value:.4g}"
     name = scores.metric.replace("_", " ")

@@ -53,10 +53,11 @@ class EpochLines(Callback):
 
     def on_train_begin(self, plan: Plan) -> None:
         self._epochs = plan.epochs
+        losses = ", ".join(plan.losses).replace("_", " ")
         say(
             f"training {plan.parameters:,} parameters on {plan.examples:,} examples"
             + (f", watching {plan.validation:,}" if plan.validation else "")
-            + f": {plan.epochs} epochs of {plan.steps} steps, {plan.loss.replace('_', ' ')}, on {plan.device}",
+            + f": {plan.epochs} epochs of {plan.steps} steps, {losses}, on {plan.device}",
             self._quiet,
         )
         self._task = self._bar.add_task("training", total=plan.epochs * plan.steps, loss=float("nan"))

@@ -11,9 +11,24 @@ import numpy as np
 
 from surgery.errors import SurgeryError
 
-__all__ = ["Batch", "Dataset"]
+__all__ = ["Arrays", "Batch", "Dataset", "take"]
 
-Batch = tuple[np.ndarray, np.ndarray]
+Arrays = np.ndarray | dict[str, np.ndarray]  # one array, or several by the name of the input or output
+Batch = tuple[Arrays, Arrays]
+
+
+def _as_floats(examples: Arrays) -> Arrays:
+    assert isinstance(examples, np.ndarray)
+    return np.ascontiguousarray(examples, np.float32)
+
+
+def take(arrays: Arrays, indices: np.ndarray) -> Arrays:
+    """Returns the rows at `indices` of each array."""
+    return {k: a[indices] for k, a in arrays.items()} if isinstance(arrays, dict) else arrays[indices]
+
+
+def _lengths(arrays: Arrays) -> set[int]:
+    return {len(a) for a in arrays.values()} if isinstance(arrays, dict) else {len(arrays)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,27 +36,30 @@ class Dataset:
     """Examples and their targets.
 
     Attributes:
-        examples: `[N, …]`; raw images (uint8 `[N, H, W]` or `[N, H, W, C]`), or floats as the network takes them.
-        targets: `[N]` class numbers, or `[N, …]` floats.
-        prepare: Turns some examples into the network's input, float32.
+        examples: `[N, …]`; raw images (uint8 `[N, H, W]` or `[N, H, W, C]`), or numbers as the network takes them; for
+            a network with several inputs, an array for each by its name.
+        targets: `[N]` class numbers, or `[N, …]` floats; for several outputs, an array for each by its name.
+        prepare: Turns some examples into the network's input.
         labels: The class names, in the order of the class numbers, where the source has them.
     """
 
-    examples: np.ndarray
-    targets: np.ndarray
-    prepare: Callable[[np.ndarray], np.ndarray] = lambda examples: np.ascontiguousarray(examples, np.float32)
+    examples: Arrays
+    targets: Arrays
+    prepare: Callable[[Arrays], Arrays] = _as_floats
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.examples) != len(self.targets):
-            raise SurgeryError(f"there are {len(self.examples)} examples but {len(self.targets)} targets")
+        lengths = _lengths(self.examples), _lengths(self.targets)
+        if lengths[0] != lengths[1] or len(lengths[0]) != 1:
+            have, want = (" and ".join(map(str, sorted(some))) for some in lengths)
+            raise SurgeryError(f"there are {have} examples but {want} targets")
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return next(iter(_lengths(self.examples)))
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Returns the examples at `indices`."""
-        return dataclasses.replace(self, examples=self.examples[indices], targets=self.targets[indices])
+        return dataclasses.replace(self, examples=take(self.examples, indices), targets=take(self.targets, indices))
 
     def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:
         """Splits off `share` of the examples, drawn with `seed`; of each class its share where targets are classes.
@@ -51,11 +69,12 @@ class Dataset:
         """
         order = np.random.default_rng(seed).permutation(len(self))
         count = round(share * len(self))
-        if np.issubdtype(self.targets.dtype, np.integer) and self.targets.ndim == 1:
+        classes = self.targets
+        if not isinstance(classes, dict) and np.issubdtype(classes.dtype, np.integer) and classes.ndim == 1:
             # The rank of each example within its class, as a fraction: the smallest fractions are split off.
             place = np.empty(len(self))
-            for number in np.unique(self.targets):
-                members = order[self.targets[order] == number]
+            for number in np.unique(classes):
+                members = order[classes[order] == number]
                 place[members] = (np.arange(len(members)) + 0.5) / len(members)
             order = order[np.argsort(place[order], kind="stable")]
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
@@ -69,7 +88,7 @@ class Dataset:
         """
         order = np.arange(len(self)) if shuffle is None else shuffle.permutation(len(self))
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        return _prefetch(lambda part: (self.prepare(self.examples[part]), self.targets[part]), parts)
+        return _prefetch(lambda part: (self.prepare(take(self.examples, part)), take(self.targets, part)), parts)
 
 
 def _prefetch(make: Callable[[np.ndarray], Batch], parts: list[np.ndarray], ahead: int = 2) -> Iterator[Batch]:

@@ -22,12 +22,12 @@ class InputSpec:
     Attributes:
         shape: Its dimensions, None for each that may be any; the first is the batch's.
         how: Its preprocessing; the plain one (0–1, RGB) where the model says nothing.
-        stated: Whether the model says how.
+        dtype: Of its numbers.
     """
 
     shape: tuple[int | None, ...]
     how: Preprocessing
-    stated: bool
+    dtype: np.dtype
 
     @property
     def channels(self) -> int | None:
@@ -53,7 +53,8 @@ def input_spec(model: ir.Model, input: str | None = None) -> InputSpec:
     how = preprocessing(model, str(inputs[0].name))
     channels = dims[1] if len(dims) == 4 else None
     plain = Preprocessing(color="gray" if channels == 1 else "rgb", scale=1 / 255)
-    return InputSpec((None, *dims[1:]), how or plain, how is not None)
+    dtype = np.dtype(inputs[0].dtype.numpy()) if inputs[0].dtype is not None else np.dtype(np.float32)
+    return InputSpec((None, *dims[1:]), how or plain, dtype)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -84,9 +85,9 @@ def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np
     if not fits and not flat and not same:
         raise SurgeryError(f"examples of shape {list(have)} do not fit the input's {list(want)} ({examples.dtype})")
     shape = have if fits else want
-    if examples.dtype == np.uint8:
+    if examples.dtype == np.uint8 and spec.dtype == np.float32:
         return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), np.float32) / np.float32(255)
-    return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), np.float32)
+    return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), spec.dtype)
 
 
 def _images(batch: np.ndarray, spec: InputSpec) -> np.ndarray:

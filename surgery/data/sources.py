@@ -7,19 +7,20 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from surgery.data.dataset import Dataset
-from surgery.data.preprocess import InputSpec, input_spec, preparer, resize
+from surgery.data.dataset import Arrays, Dataset
+from surgery.data.preprocess import input_spec, preparer, resize
 from surgery.errors import SurgeryError, nearest
 from surgery.marks import labels
 
 __all__ = ["Source", "as_dataset", "from_arrays", "from_folder", "from_npz", "open_data"]
 
 # What Python code may give as data: a data set, a path, or examples and targets.
-Source = Dataset | str | os.PathLike[str] | tuple[np.ndarray, np.ndarray]
+Source = Dataset | str | os.PathLike[str] | tuple[Arrays, Arrays]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -54,12 +55,12 @@ def open_data(
         return _open_folder(path, model, split, skip_bad, progress)
     if path.suffix != ".npz":
         raise SurgeryError(f"{path}: data is a folder of images or a .npz file")
-    spec = input_spec(model)
-    data = from_npz(path, spec, split)
+    data = from_npz(path, model, split)
     if split != "train":
         return data, None
     names = _npz_names(path)
-    return data, next((from_npz(path, spec, s) for s in ("val", "valid") if f"x_{s}" in names), None)
+    there = (s for s in ("val", "valid") if any(name.startswith(f"x_{s}") for name in names))
+    return data, next((from_npz(path, model, s) for s in there), None)
 
 
 def as_dataset(source: Source, model: ir.Model, split: str = "train") -> tuple[Dataset, Dataset | None]:
@@ -67,21 +68,53 @@ def as_dataset(source: Source, model: ir.Model, split: str = "train") -> tuple[D
     if isinstance(source, Dataset):
         return source, None
     if isinstance(source, tuple):
-        return from_arrays(*source, input_spec(model)), None
+        return from_arrays(*source, model), None
     return open_data(source, model, split=split)
 
 
-def from_arrays(
-    examples: np.ndarray, targets: np.ndarray, spec: InputSpec, classes: Sequence[str] | None = None
-) -> Dataset:
-    """Returns a data set of arrays; see `preparer` for what examples may be. `classes` are the classes' names."""
-    examples, targets = np.asarray(examples), np.asarray(targets)
-    if not len(examples):
-        raise SurgeryError("the data set is empty")
-    if targets.ndim == 2 and targets.shape[1] == 1 and np.issubdtype(targets.dtype, np.integer):
-        targets = targets[:, 0]  # as Keras' data sets have them
-    kind = np.int64 if np.issubdtype(targets.dtype, np.integer) else np.float32
-    return Dataset(examples, targets.astype(kind), preparer(examples, spec), tuple(classes) if classes else None)
+def from_arrays(examples: Arrays, targets: Arrays, model: ir.Model, classes: Sequence[str] | None = None) -> Dataset:
+    """Returns a data set of arrays for `model`.
+
+    Args:
+        examples: See `preparer` for what they may be; for a model with several inputs, an array for each by its name.
+        targets: Class numbers or floats; for several outputs, an array for each by its name.
+        model: Says what its inputs take.
+        classes: The classes' names.
+
+    Raises:
+        SurgeryError: There are none, as many targets as examples are not there, or they do not fit an input.
+    """
+    if isinstance(targets, dict):
+        targets = {name: _targets(array) for name, array in targets.items()}
+    else:
+        targets = _targets(targets)
+    if not isinstance(examples, dict):
+        examples = np.asarray(examples)
+        if not len(examples):
+            raise SurgeryError("the data set is empty")
+        prepare: Callable[[Any], Any] = preparer(examples, input_spec(model))
+    else:
+        prepare = _by_input(examples, model)
+    return Dataset(examples, targets, prepare, tuple(classes) if classes else None)
+
+
+def _targets(targets: np.ndarray) -> np.ndarray:
+    """Class numbers as int64, others as float32; a single column of integers, as Keras' data sets have, as `[N]`."""
+    targets = np.asarray(targets)
+    if not np.issubdtype(targets.dtype, np.integer):
+        return targets.astype(np.float32)
+    return (targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets).astype(np.int64)
+
+
+def _by_input(examples: dict[str, np.ndarray], model: ir.Model) -> Callable[[dict[str, np.ndarray]], Arrays]:
+    """What prepares the examples of each input."""
+    names = [str(i.name) for i in model.graph.inputs]
+    if set(examples) != set(names):
+        raise SurgeryError(
+            f"examples are given for {', '.join(examples)}, but the model's inputs are {', '.join(names)}"
+        )
+    each = {name: preparer(np.asarray(array), input_spec(model, name)) for name, array in examples.items()}
+    return lambda batch: {name: each[name](array) for name, array in batch.items()}
 
 
 def _npz_names(path: Path) -> list[str]:
@@ -92,23 +125,35 @@ def _npz_names(path: Path) -> list[str]:
         raise SurgeryError(f"{path}: is not a readable .npz file ({error})") from error
 
 
-def from_npz(path: Path, spec: InputSpec, split: str = "train") -> Dataset:
-    """Reads ``x_<split>`` and ``y_<split>``, or ``x`` and ``y``, and ``labels`` where it is, from a `.npz` file."""
+def from_npz(path: Path, model: ir.Model, split: str = "train") -> Dataset:
+    """Reads ``x_<split>`` and ``y_<split>``, or ``x`` and ``y``, and ``labels`` where it is, from a `.npz` file.
+
+    For a model with several inputs or outputs, their names follow: ``x_train_ids``, ``y_train_box``.
+    """
     names = _npz_names(path)
-    if f"x_{split}" in names:
-        x, y = f"x_{split}", f"y_{split}"
-    elif "x" in names:
-        x, y = "x", "y"
-    else:
+    suffix = f"_{split}" if any(name.startswith(f"x_{split}") for name in names) else ""
+    inputs = _parts(names, f"x{suffix}", [str(i.name) for i in model.graph.inputs])
+    outputs = _parts(names, f"y{suffix}", [str(o.name) for o in model.graph.outputs])
+    if inputs is None:
         raise SurgeryError(f"{path}: has no array x_{split} or x, but {', '.join(names)}{nearest(f'x_{split}', names)}")
-    if y not in names:
-        raise SurgeryError(f"{path}: has no array {y} (the targets of {x}), but {', '.join(names)}")
+    if outputs is None:
+        raise SurgeryError(f"{path}: has no array y{suffix} (the targets of x{suffix}), but {', '.join(names)}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            classes = [str(name) for name in file["labels"]] if "labels" in names else None
-            return from_arrays(file[x], file[y], spec, classes)
+            x, y = (
+                file[parts] if isinstance(parts, str) else {key: file[name] for key, name in parts.items()}
+                for parts in (inputs, outputs)
+            )
+            return from_arrays(x, y, model, [str(name) for name in file["labels"]] if "labels" in names else None)
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise SurgeryError(f"{path}: cannot be read ({error})") from error
+
+
+def _parts(names: list[str], stem: str, values: list[str]) -> str | dict[str, str] | None:
+    """The array named `stem`, or those named ``stem_value``, by value."""
+    if stem in names:
+        return stem
+    return {value: f"{stem}_{value}" for value in values if f"{stem}_{value}" in names} or None
 
 
 def _class_folders(path: Path) -> list[str]:
@@ -128,7 +173,6 @@ def _open_folder(
     path: Path, model: ir.Model, split: str, skip_bad: bool, progress: Callable[[int, int], None] | None
 ) -> tuple[Dataset, Dataset | None]:
     """Opens a folder; classes are numbered as the model's labels, else as the training part's folders."""
-    spec = input_spec(model)
     validation = next((path / n for n in ("val", "valid", "validation") if (path / n).is_dir()), None)
     training = path / "train" if (path / "train").is_dir() else None
     known = _class_folders(training) if training else None
@@ -137,15 +181,15 @@ def _open_folder(
     else:
         root = next((path / n for n in ("test", split) if (path / n).is_dir()), validation or path)
     classes = _classes(model, known or _class_folders(root)) or known
-    data = from_folder(root, spec, skip_bad=skip_bad, progress=progress, classes=classes)
+    data = from_folder(root, model, skip_bad=skip_bad, progress=progress, classes=classes)
     if split != "train" or validation is None or training is None:
         return data, None
-    return data, from_folder(validation, spec, skip_bad=skip_bad, progress=progress, classes=data.labels)
+    return data, from_folder(validation, model, skip_bad=skip_bad, progress=progress, classes=data.labels)
 
 
 def from_folder(
     path: Path,
-    spec: InputSpec,
+    model: ir.Model,
     *,
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -155,7 +199,7 @@ def from_folder(
 
     Args:
         path: The folder.
-        spec: What the network's input takes.
+        model: Says what its input takes.
         skip_bad: Leave images that do not decode out, instead of failing.
         progress: Called with how many images are decoded, and of how many.
         classes: The names of the classes in the order of their numbers; by default the folders' names, sorted.
@@ -178,6 +222,7 @@ def from_folder(
         for file in sorted((path / name).rglob("*"))
         if file.suffix.lower() in IMAGE_SUFFIXES
     ]
+    spec = input_spec(model)
     size = spec.size
     if size is None:
         raise SurgeryError("the model's input has no fixed height and width; give it a size before training on images")
@@ -203,7 +248,7 @@ def from_folder(
         raise SurgeryError(f"{count} not decode: {some}; mend or remove them, or use --skip-bad")
     kept = np.array([i not in bad for i in range(len(files))])
     targets = np.array([number for _, number in files], np.int64)
-    return from_arrays(images[kept], targets[kept], spec, classes)
+    return from_arrays(images[kept], targets[kept], model, classes)
 
 
 def _decode(file: Path, size: tuple[int, int], gray: bool) -> np.ndarray:

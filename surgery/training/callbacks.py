@@ -24,8 +24,8 @@ class Plan:
         examples: Examples that are trained on.
         validation: Examples held back to watch.
         parameters: How many numbers are trained.
-        loss: The loss's name.
-        metric: The metric's name, as in the records.
+        losses: The name of each output's loss.
+        metrics: What is measured besides the loss, as in the records.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -34,8 +34,8 @@ class Plan:
     examples: int
     validation: int
     parameters: int
-    loss: str
-    metric: str
+    losses: list[str]
+    metrics: list[str]
     device: str
 
 

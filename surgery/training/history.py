@@ -5,34 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from surgery.errors import SurgeryError
 
 __all__ = ["History", "Record", "read_history"]
 
 
-class _Measured(TypedDict, total=False):
-    accuracy: float
-    mean_absolute_error: float
-    val_loss: float
-    val_accuracy: float
-    val_mean_absolute_error: float
-
-
-class Record(_Measured):
-    """One epoch; the names are Keras'.
-
-    `loss` and the metric are means over the epoch's examples, before each update and with dropout; `val_…` are of the
-    validation data after the epoch.
-    """
-
-    epoch: int
-    loss: float
-    learning_rate: float
-    seconds: float
-
-
+# One epoch: ``epoch``, ``loss``, the metric (``accuracy``), ``val_loss`` and so on, ``learning_rate``, ``seconds``; the
+# names are Keras'. Loss and metric are means over the epoch's examples, before each update and with dropout; ``val_…``
+# are of the validation data after the epoch. Of several outputs, each has ``<output>_loss`` and its metric.
+Record = dict[str, Any]
 History = list[Record]
 
 
@@ -51,7 +34,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
             record = json.loads(line)
             if not isinstance(record, dict) or not {"epoch", "loss"} <= record.keys():
                 raise ValueError("no record of an epoch")
-            history.append(record)  # type: ignore[arg-type]
+            history.append(record)
     except OSError as error:
         raise SurgeryError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError

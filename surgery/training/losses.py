@@ -1,4 +1,4 @@
-"""Losses: each writes the mean over the batch of what a prediction costs, from the network's logits.
+"""Losses: each writes the mean over the batch of what predictions cost, from the network's logits.
 
 A Softmax or Sigmoid at the end of a network is left out while training: the loss of the logits is the same number,
 computed without overflow.
@@ -6,74 +6,214 @@ computed without overflow.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, TypeAdapter, ValidationError
 
 from surgery.emit import Emitter
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, nearest
 
-__all__ = ["LOSSES", "Loss", "strip_activation"]
+__all__ = [
+    "LOSSES",
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "Huber",
+    "Loss",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "activation_loss",
+    "loss_of",
+    "strip_activation",
+]
 
 
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """A loss and the metric reported beside it.
+class _Loss(BaseModel):
+    """A loss and the metric that is reported beside it.
 
     Attributes:
-        name: Its name in recipes.
-        target: The type of the targets: int64 class numbers `[N]`, or floats of the output's shape.
-        metric: The metric's name.
-        write: Emits ``(loss, metric)``, two scalars, from logits and targets.
+        weight: Its factor where the losses of several outputs are added.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    metric: ClassVar[str]
     name: str
-    target: ir.DataType
-    metric: str
-    write: Callable[[Emitter, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
+    weight: PositiveFloat = 1.0
+
+    def target_of(self, prediction: ir.Value) -> tuple[ir.DataType, ir.Shape]:
+        """The type and shape of the targets: by default the prediction's."""
+        assert prediction.shape is not None
+        return ir.DataType.FLOAT, prediction.shape
+
+    @abstractmethod
+    def write(self, op: Emitter, prediction: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Emits ``(loss, metric)``, two scalars."""
+
+
+class CrossEntropy(_Loss):
+    """−Σ_c t_c log softmax(x)_c over axis 1, as PyTorch's ``cross_entropy``.
+
+    Attributes:
+        label_smoothing: ε: the target becomes (1 − ε)·t + ε/classes (Szegedy et al. 2016, section 7).
+        class_weights: A factor for each class; the mean is weighted, too.
+        ignore_index: The class number of examples that do not count.
+        soft_labels: Targets are probabilities `[N, classes, …]` instead of class numbers `[N, …]`; training goes by
+            the data.
+    """
+
+    metric = "accuracy"
+    name: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: tuple[NonNegativeFloat, ...] | None = None
+    ignore_index: int | None = None
+    soft_labels: bool = False
+
+    def target_of(self, prediction: ir.Value) -> tuple[ir.DataType, ir.Shape]:
+        assert prediction.shape is not None
+        classes = prediction.shape[1] if len(prediction.shape) > 1 else None
+        if not isinstance(classes, int):
+            raise SurgeryError(
+                f"cross_entropy needs an output of shape [N, classes, …]; {prediction.name!r} has {prediction.shape}"
+            )
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise SurgeryError(f"there are {len(self.class_weights)} class weights, but the output has {classes} units")
+        if self.soft_labels:
+            if self.ignore_index is not None:
+                raise SurgeryError("ignore_index is a class number; these targets are probabilities")
+            return ir.DataType.FLOAT, prediction.shape
+        return ir.DataType.INT64, ir.Shape([prediction.shape[0], *prediction.shape[2:]])
+
+    def write(self, op: Emitter, prediction: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+        assert prediction.shape is not None
+        classes, axis = int(prediction.shape[1]), op.constant([1])  # type: ignore[arg-type]
+        hit = _same(op, _best(op, prediction), _best(op, target) if self.soft_labels else target)
+        counts = None  # 1 where an example counts
+        if self.ignore_index is not None:
+            there = op.Not(op.Equal(target, op.constant(np.array(self.ignore_index))))
+            counts = op.Cast(there, to=int(ir.DataType.FLOAT))
+            target = op.Where(there, target, op.constant(np.array(0)))
+        wanted = target
+        if not self.soft_labels:
+            values = op.constant(np.array([0, 1], np.float32))
+            wanted = op.OneHot(target, op.constant(np.array(classes)), values, axis=1)
+        share = wanted
+        if self.label_smoothing:
+            share = op.Add(op.Mul(wanted, 1 - self.label_smoothing), self.label_smoothing / classes)
+        if self.class_weights is not None:
+            shape = [1, classes] + [1] * (len(prediction.shape) - 2)
+            factors = op.constant(np.array(self.class_weights, np.float32).reshape(shape))
+            share, wanted = op.Mul(share, factors), op.Mul(wanted, factors)
+        cost = op.Neg(op.ReduceSum(op.Mul(op.LogSoftmax(prediction, axis=1), share), axis, keepdims=0))
+        if counts is not None:
+            cost, hit = op.Mul(cost, counts), op.Mul(hit, counts)
+        if self.soft_labels or (counts is None and self.class_weights is None):
+            return _mean(op, cost), _mean(op, hit)
+        number = op.ReduceSum(wanted, axis, keepdims=0)  # the weight of each example
+        number = number if counts is None else op.Mul(number, counts)
+        return _ratio(op, cost, number), _mean(op, hit) if counts is None else _ratio(op, hit, counts)
+
+
+class BinaryCrossEntropy(_Loss):
+    """−t·log σ(x) − (1−t)·log(1−σ(x)), as log(1 + eˣ) − x·t, which does not overflow."""
+
+    metric = "accuracy"
+    name: Literal["binary_cross_entropy"] = "binary_cross_entropy"
+
+    def write(self, op: Emitter, prediction: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+        cost = op.Sub(op.Softplus(prediction), op.Mul(prediction, target))
+        return _mean(op, cost), _mean(op, _same(op, op.Greater(prediction, 0.0), op.Greater(target, 0.5)))
+
+
+class MeanSquaredError(_Loss):
+    """(x − t)²."""
+
+    metric = "mean_absolute_error"
+    name: Literal["mean_squared_error"] = "mean_squared_error"
+
+    def write(self, op: Emitter, prediction: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+        error = op.Sub(prediction, target)
+        return _mean(op, op.Mul(error, error)), _mean(op, op.Abs(error))
+
+
+class MeanAbsoluteError(_Loss):
+    """|x − t|."""
+
+    metric = "mean_absolute_error"
+    name: Literal["mean_absolute_error"] = "mean_absolute_error"
+
+    def write(self, op: Emitter, prediction: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+        error = _mean(op, op.Abs(op.Sub(prediction, target)))
+        return error, error
+
+
+class Huber(_Loss):
+    """½·e² where |e| ≤ delta, delta·(|e| − ½·delta) beyond (Huber 1964).
+
+    Attributes:
+        delta: Where the loss turns from a square to a line.
+    """
+
+    metric = "mean_absolute_error"
+    name: Literal["huber"] = "huber"
+    delta: PositiveFloat = 1.0
+
+    def write(self, op: Emitter, prediction: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+        size = op.Abs(op.Sub(prediction, target))
+        square = op.Min(size, op.constant(self.delta, ir.DataType.FLOAT))
+        return _mean(op, op.Mul(square, op.Sub(size, op.Mul(square, 0.5)))), _mean(op, size)
+
+
+Loss = Annotated[
+    CrossEntropy | BinaryCrossEntropy | MeanSquaredError | MeanAbsoluteError | Huber, Field(discriminator="name")
+]
+LOSSES: dict[str, type[_Loss]] = {
+    kind.model_fields["name"].default: kind
+    for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError, MeanAbsoluteError, Huber)
+}
+_adapter: TypeAdapter[Any] = TypeAdapter(Loss)
+
+
+def loss_of(what: Any) -> _Loss:
+    """Returns the loss that `what` names: a loss, its name, or its name with settings as a mapping.
+
+    Raises:
+        SurgeryError: There is no such loss, or it does not have such a setting.
+    """
+    if isinstance(what, _Loss):
+        return what
+    settings = {"name": what} if isinstance(what, str) else what
+    name = settings.get("name") if isinstance(settings, dict) else None
+    if name not in LOSSES:
+        raise SurgeryError(
+            f"no loss is named {name!r}{nearest(str(name), LOSSES)}; there are auto, {', '.join(LOSSES)}"
+        )
+    try:
+        return _adapter.validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][1:])
+        raise SurgeryError(f"loss {name}: {key}: {first['msg']}") from error
 
 
 def _mean(op: Emitter, value: ir.Value) -> ir.Value:
     return op.ReduceMean(value, keepdims=0)
 
 
-def _cross_entropy(op: Emitter, logits: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """−log softmax(logits)[target]; ONNX's SoftmaxCrossEntropyLoss."""
-    shape = logits.shape
-    classes = shape[1] if shape is not None and len(shape) == 2 else None
-    if not isinstance(classes, int):
-        raise SurgeryError(f"cross_entropy needs an output of shape [N, classes]; {logits.name!r} has {shape}")
-    log_p = op.LogSoftmax(logits, axis=1)
-    one_hot = op.OneHot(target, op.constant(np.array(classes)), op.constant(np.array([0, 1], np.float32)), axis=-1)
-    cost = op.Neg(op.ReduceSum(op.Mul(log_p, one_hot), op.constant([1]), keepdims=0))
-    hit = op.Cast(op.Equal(op.ArgMax(logits, axis=1, keepdims=0), target), to=int(ir.DataType.FLOAT))
-    return _mean(op, cost), _mean(op, hit)
+def _ratio(op: Emitter, value: ir.Value, number: ir.Value) -> ir.Value:
+    """The sum of `value` by that of `number`; 0 where nothing counts."""
+    total = op.Max(op.ReduceSum(number, keepdims=0), op.constant(1e-12, ir.DataType.FLOAT))
+    return op.Div(op.ReduceSum(value, keepdims=0), total)
 
 
-def _binary_cross_entropy(op: Emitter, logits: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """max(x, 0) − x·t + log(1 + exp(−|x|)), which is −t·log σ(x) − (1−t)·log(1−σ(x)) without overflow."""
-    cost = op.Sub(op.Softplus(logits), op.Mul(logits, target))
-    said = op.Cast(op.Greater(logits, 0.0), to=int(ir.DataType.FLOAT))
-    wanted = op.Cast(op.Greater(target, 0.5), to=int(ir.DataType.FLOAT))
-    hit = op.Cast(op.Equal(said, wanted), to=int(ir.DataType.FLOAT))
-    return _mean(op, cost), _mean(op, hit)
+def _best(op: Emitter, value: ir.Value) -> ir.Value:
+    return op.ArgMax(value, axis=1, keepdims=0)
 
 
-def _mean_squared_error(op: Emitter, output: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
-    error = op.Sub(output, target)
-    return _mean(op, op.Mul(error, error)), _mean(op, op.Abs(error))
+def _same(op: Emitter, a: ir.Value, b: ir.Value) -> ir.Value:
+    return op.Cast(op.Equal(a, b), to=int(ir.DataType.FLOAT))
 
-
-LOSSES: dict[str, Loss] = {
-    loss.name: loss
-    for loss in (
-        Loss("cross_entropy", ir.DataType.INT64, "accuracy", _cross_entropy),
-        Loss("binary_cross_entropy", ir.DataType.FLOAT, "accuracy", _binary_cross_entropy),
-        Loss("mean_squared_error", ir.DataType.FLOAT, "mean_absolute_error", _mean_squared_error),
-    )
-}
 
 _PASSING = {"Identity", "Flatten", "Reshape", "Squeeze"}  # what may stand behind the last activation
 _OF_ACTIVATION = {"Softmax": "cross_entropy", "LogSoftmax": "cross_entropy", "Sigmoid": "binary_cross_entropy"}
@@ -85,25 +225,36 @@ def _on_classes(node: ir.Node) -> bool:
     return axis == 1 or (shape is not None and axis + len(shape) == 1)
 
 
+def _last_activation(output: ir.Value) -> tuple[ir.Node | None, str | None]:
+    """The Softmax, LogSoftmax or Sigmoid that `output` comes from, and the loss that fits it."""
+    node = output.producer()
+    while node is not None and node.op_type in _PASSING:
+        source = node.inputs[0]
+        node = source.producer() if source is not None and len(source.uses()) == 1 else None
+    fitting = _OF_ACTIVATION.get(node.op_type) if node is not None else None
+    if node is not None and fitting == "cross_entropy" and not _on_classes(node):
+        fitting = None
+    return node, fitting
+
+
+def activation_loss(output: ir.Value) -> str | None:
+    """Returns the name of the loss that fits the last activation in front of `output`, or None where none does."""
+    return _last_activation(output)[1]
+
+
 def strip_activation(graph: ir.Graph, output: ir.Value, loss: str = "auto") -> str | None:
     """Takes the Softmax, LogSoftmax or Sigmoid that `loss` is written for away from `output`, which then gives logits.
 
     Args:
         graph: The graph, edited in place.
         output: One of its outputs.
-        loss: A name of `LOSSES`; ``auto`` takes any away.
+        loss: A loss's name; ``auto`` takes any away.
 
     Returns:
         The name of the loss that fits what was taken away, or None where nothing was.
     """
-    node = output.producer()
-    while node is not None and node.op_type in _PASSING:
-        source = node.inputs[0]
-        node = source.producer() if source is not None and len(source.uses()) == 1 else None
-    fitting = _OF_ACTIVATION.get(node.op_type) if node is not None else None
+    node, fitting = _last_activation(output)
     if node is None or fitting is None or loss not in ("auto", fitting):
-        return None
-    if fitting == "cross_entropy" and not _on_classes(node):
         return None
     logits = node.inputs[0]
     assert logits is not None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from surgery import runtime
+from surgery.data import Arrays
 from surgery.training.step import Step
 
 __all__ = ["Evaluation", "Training"]
+
+
+def _bind_batch(binding: Any, step: Step, examples: Arrays, targets: Arrays) -> None:
+    for name in step.batch:
+        binding.bind_cpu_input(name, examples[name] if isinstance(examples, Mapping) else examples)
+    for term in step.terms:
+        binding.bind_cpu_input(term.target, targets[term.output] if isinstance(targets, Mapping) else targets)
 
 
 class Training:
@@ -29,33 +38,36 @@ class Training:
             {name: ort_value.ortvalue_from_numpy(np.array(array, order="C"), self.device) for name, array in initial}
             for initial in (step.initial.items(), step.initial.items())
         ]
-        self._scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in range(2)]
+        self._scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in step.measures]
         self._turn = 0
         self._bindings = [self._bind(*self._sets), self._bind(*reversed(self._sets))]
 
     def _bind(self, source: dict[str, Any], target: dict[str, Any]) -> Any:
         binding = self.session.io_binding()
-        for output, value in zip(self.session.get_outputs()[:2], self._scalars, strict=True):
+        for output, value in zip(self.session.get_outputs()[: len(self._scalars)], self._scalars, strict=True):
             binding.bind_ortvalue_output(output.name, value)
         for name, output in self.step_graph.carried.items():
             binding.bind_ortvalue_input(name, source[name])
             binding.bind_ortvalue_output(output, target[name])
         return binding
 
-    def run(self, examples: np.ndarray, targets: np.ndarray, learning_rate: float) -> tuple[float, float]:
+    def run(self, examples: Arrays, targets: Arrays, learning_rate: float) -> tuple[float, ...]:
         """Trains on one batch.
 
+        Args:
+            examples: The network's input; of several, by name.
+            targets: The targets; of several outputs, by the output's name.
+            learning_rate: The learning rate.
+
         Returns:
-            The batch's loss and metric, before the update.
+            What the step measures (``step.measures``), before the update; the loss first.
         """
         binding = self._bindings[self._turn]
-        binding.bind_cpu_input(self.step_graph.batch, examples)
-        binding.bind_cpu_input(self.step_graph.target, targets)
+        _bind_batch(binding, self.step_graph, examples, targets)
         binding.bind_cpu_input("learning_rate", np.array(learning_rate, np.float32))
         self.session.run_with_iobinding(binding)
         self._turn ^= 1
-        loss, metric = (float(value.numpy()) for value in self._scalars)
-        return loss, metric
+        return tuple(float(value.numpy()) for value in self._scalars)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -75,16 +87,14 @@ class Evaluation:
         self.session = runtime.session(step.model, providers)
         self._training = training
 
-    def run(self, examples: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-        """Returns the loss and metric of one batch."""
+    def run(self, examples: Arrays, targets: Arrays) -> tuple[float, ...]:
+        """Returns what the step measures on one batch; the loss first."""
         binding = self.session.io_binding()
         if self._training is not None:
             for name in self.step_graph.weights:
                 binding.bind_ortvalue_input(name, self._training.values[name])
-        binding.bind_cpu_input(self.step_graph.batch, examples)
-        binding.bind_cpu_input(self.step_graph.target, targets)
+        _bind_batch(binding, self.step_graph, examples, targets)
         for output in self.session.get_outputs():
             binding.bind_output(output.name, "cpu")
         self.session.run_with_iobinding(binding)
-        loss, metric = (float(value) for value in binding.copy_outputs_to_cpu())
-        return loss, metric
+        return tuple(float(value) for value in binding.copy_outputs_to_cpu())

@@ -13,11 +13,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from surgery.errors import SurgeryError, nearest
+from surgery.training.losses import Loss
 from surgery.training.optimizers import Optimizer, Sgd
 from surgery.training.schedules import Constant, Schedule
+from surgery.training.step import Objective
 
 __all__ = ["TrainSettings", "changed"]
 
@@ -25,6 +28,15 @@ __all__ = ["TrainSettings", "changed"]
 def _by_name(value: Any) -> Any:
     """``adam`` as a short form of ``{name: adam}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+LossName = Literal[
+    "auto", "cross_entropy", "binary_cross_entropy", "mean_squared_error", "mean_absolute_error", "huber"
+]
+
+
+def _loss(value: Any) -> Any:
+    return value if value == "auto" else _by_name(value)
 
 
 class TrainSettings(BaseModel):
@@ -37,8 +49,11 @@ class TrainSettings(BaseModel):
         learning_rate: At the start; by default the optimizer's usual one.
         schedule: How the learning rate goes on: a name, or a name with settings: ``{name: step, every: 10}``.
         weight_decay: L2 regularization, the gradient of ½·weight_decay·‖w‖²; each parameter's multiplier applies.
-        loss: ``auto`` goes by the network's last activation.
-        output: The output to train; needed where the model has several.
+        loss: A name, or a name with settings: ``{name: cross_entropy, label_smoothing: 0.1}``; ``auto`` goes by the
+            network's last activation, and by the targets where it has none.
+        losses: For several outputs at once, the loss of each:
+            ``{class: cross_entropy, box: {name: huber, weight: 2}}``.
+        output: The output to train; needed where the model has several and `losses` names none.
         validation: The share of the examples that is split off to watch, where the data has no validation part.
         keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
         seed: Of the split, the order of the examples and dropout.
@@ -57,11 +72,28 @@ class TrainSettings(BaseModel):
         BeforeValidator(_by_name, json_schema_input_type=Literal["constant", "polynomial", "cosine"] | Schedule),
     ] = Field(default_factory=Constant)
     weight_decay: NonNegativeFloat = 0.0
-    loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mean_squared_error"] = "auto"
+    loss: Annotated[
+        Literal["auto"] | Loss,
+        BeforeValidator(_loss, json_schema_input_type=LossName | Loss),
+    ] = "auto"
+    losses: dict[str, Annotated[Loss, BeforeValidator(_by_name, json_schema_input_type=LossName | Loss)]] | None = None
     output: str | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Literal["best", "last"] = "best"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> TrainSettings:
+        if self.losses is not None and (self.loss != "auto" or self.output is not None):
+            raise ValueError("`losses` says what each output costs; leave `loss` and `output` out")
+        if self.losses is not None and not self.losses:
+            raise ValueError("`losses` names no output")
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimized, as `surgery.training.step.training_step` takes it."""
+        return self.loss if self.losses is None else self.losses
 
     @property
     def initial_rate(self) -> float:

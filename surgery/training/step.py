@@ -8,7 +8,8 @@ folds and fuses the frozen part as it does for inference.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,14 +17,33 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 from surgery.autodiff import backward, prepare, why_no_gradient
 from surgery.emit import Emitter
-from surgery.errors import SurgeryError, nearest
+from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.layers import STATISTICS, find_output, layers
 from surgery.marks import marks
-from surgery.training.losses import LOSSES, Loss, strip_activation
+from surgery.training.losses import loss_of, strip_activation
 from surgery.training.optimizers import Link, Updating, update
 
-__all__ = ["Step", "evaluation_step", "training_step", "trainable_parameters"]
+__all__ = ["Objective", "Step", "Term", "evaluation_step", "training_step", "trainable_parameters"]
+
+Objective = Any  # a loss, its name or settings, or a mapping from outputs to these; a mapping with `name` is settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """The loss of one output.
+
+    Attributes:
+        output: The output's name.
+        target: The name of the input that takes its targets.
+        loss: What it costs.
+        units: The dimensions of one prediction, the batch's left out.
+    """
+
+    output: str
+    target: str
+    loss: Any
+    units: tuple[int | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +52,9 @@ class Step:
 
     Attributes:
         model: The graph.
-        loss: What is minimized.
         batch: The names of the inputs that take examples.
-        target: The name of the input that takes targets.
-        units: The dimensions of one prediction, the batch's left out.
+        terms: What is minimized, output by output.
+        measures: The names of the first outputs, scalars: ``loss``, and each term's loss and metric.
         carried: Which input each output feeds in the next step: parameters, running statistics and optimizer state;
             empty for an evaluation.
         initial: The first value of every carried input.
@@ -43,10 +62,9 @@ class Step:
     """
 
     model: ir.Model
-    loss: Loss
-    batch: str
-    target: str
-    units: tuple[int | None, ...]
+    batch: list[str]
+    terms: list[Term]
+    measures: list[str]
     carried: dict[str, str]
     initial: dict[str, np.ndarray]
     weights: list[str]
@@ -80,38 +98,36 @@ def _parameters(model: ir.Model, statistics: bool) -> list[ir.Value]:
 class _Forward:
     model: ir.Model
     op: Emitter
-    loss: Loss
-    units: tuple[int | None, ...]
-    cost: ir.Value
-    metric: ir.Value
-    target: ir.Value
+    batch: list[str]
+    terms: list[Term]
+    measures: dict[str, ir.Value]
     parameters: list[ir.Value]
     statistics: list[ir.Value]
 
 
 def _forward(
-    model: ir.Model, loss: str, output: str | None, prefix: str, changing: bool, others: bool = False
+    model: ir.Model, objective: Objective, output: str | None, prefix: str, changing: bool, others: bool = False
 ) -> _Forward:
     """Copies `model` and writes the loss behind its logits; with `changing`, what training changes becomes inputs.
 
-    With `others`, the outputs that are not trained stay, behind the loss and the metric.
+    With `others`, the outputs that are not trained stay, behind what is measured.
     """
     model = model.clone()
     InlinePass()(model)
     graph = model.graph
-    end = find_output(model, output)
-    index = list(graph.outputs).index(end)
-    fitting = strip_activation(graph, end, loss)
-    name = fitting or "mean_squared_error" if loss == "auto" else loss
-    if name not in LOSSES:
-        raise SurgeryError(f"no loss is named {name!r}{nearest(name, LOSSES)}; there are auto, {', '.join(LOSSES)}")
-    chosen = LOSSES[name]
-    if len(graph.inputs) != 1:
-        names = ", ".join(str(i.name) for i in graph.inputs)
-        raise SurgeryError(f"training takes one input so far; the model has {len(graph.inputs)} ({names})")
+    if not graph.inputs:
+        raise SurgeryError("the model has no input that takes examples")
+    batch = [str(i.name) for i in graph.inputs]
+    named = (
+        objective
+        if isinstance(objective, Mapping) and "name" not in objective
+        else {find_output(model, output).name or "": objective}
+    )
+    ends = {name: list(graph.outputs).index(find_output(model, name)) for name in named}
+    losses = {name: _strip(graph, graph.outputs[index], named[name]) for name, index in ends.items()}
     _free_batch(graph)
-    kept = [o for i, o in enumerate(graph.outputs) if i != index] if others else []
-    graph.outputs[:] = [graph.outputs[index], *kept]
+    kept = [o for i, o in enumerate(graph.outputs) if i not in ends.values()] if others else []
+    graph.outputs[:] = [*(graph.outputs[i] for i in ends.values()), *kept]
     RemoveUnusedNodesPass()(model)
     parameters = trainable_parameters(model) if changing else []
     statistics = _parameters(model, statistics=True) if changing else []
@@ -123,31 +139,66 @@ def _forward(
         graph.initializers.pop(value.name or "", None)
         graph.inputs.append(value)
     op = Emitter(graph, prefix)
-    logits = graph.outputs[0]
-    if chosen.name == "cross_entropy" and logits.shape is not None and len(logits.shape) > 2:
-        logits = _flat(op, logits)
-    if logits.shape is None or not len(logits.shape) or isinstance(logits.shape[0], int):
-        raise SurgeryError(
-            f"the output {end.name!r} has shape {logits.shape} whatever the batch: the network was exported for one "
-            "batch size; export it with a dynamic batch dimension"
-        )
-    units = tuple(d if isinstance(d, int) else None for d in logits.shape[1:])
-    shape = ir.Shape(["batch"]) if chosen.target == ir.DataType.INT64 else logits.shape
-    target = ir.val("target", chosen.target, shape)
-    graph.inputs.append(target)
-    cost, metric = chosen.write(op, logits, target)
-    for value in (cost, metric):
-        value.shape, value.dtype = ir.Shape(()), ir.DataType.FLOAT
-    graph.outputs[:] = [cost, metric, *kept]
+    terms, measures = _write_terms(op, dict(zip(ends, graph.outputs, strict=False)), losses)
+    graph.outputs[:] = [*measures.values(), *kept]
     infer_shapes(model)
-    return _Forward(model, op, chosen, units, cost, metric, target, parameters, statistics)
+    return _Forward(model, op, batch, terms, measures, parameters, statistics)
+
+
+def _strip(graph: ir.Graph, end: ir.Value, loss: Any) -> Any:
+    """Takes the activation that the loss is written for away from in front of `end`; returns the loss."""
+    if loss == "auto":
+        return loss_of(strip_activation(graph, end) or "mean_squared_error")
+    chosen = loss_of(loss)
+    strip_activation(graph, end, chosen.name)
+    return chosen
+
+
+def _write_terms(
+    op: Emitter, logits: dict[str, ir.Value], losses: dict[str, Any]
+) -> tuple[list[Term], dict[str, ir.Value]]:
+    """Emits each output's loss and metric, and the weighted sum of the losses."""
+    terms: list[Term] = []
+    measures: dict[str, ir.Value] = {}
+    costs: list[ir.Value] = []
+    alone = len(logits) == 1
+    for name, value in logits.items():
+        loss = losses[name]
+        if value.shape is None or not len(value.shape) or isinstance(value.shape[0], int):
+            raise SurgeryError(
+                f"the output {name!r} has shape {value.shape} whatever the batch: the network was exported for one "
+                "batch size; export it with a dynamic batch dimension"
+            )
+        if loss.name == "cross_entropy" and len(value.shape) > 2 and all(d == 1 for d in value.shape[2:]):
+            value = _flat(op, value)
+        assert value.shape is not None
+        dtype, shape = loss.target_of(value)
+        target = ir.val("target" if alone else f"target/{name}", dtype, shape)
+        op.graph.inputs.append(target)
+        cost, metric = (op.Identity(v) for v in loss.write(op, value, target))  # two outputs, also of one value
+        costs.append(cost if loss.weight == 1 else op.Mul(cost, loss.weight))
+        measures |= (
+            {"loss": cost, loss.metric: metric}
+            if alone
+            else {
+                f"{name}_loss": cost,
+                f"{name}_{loss.metric}": metric,
+            }
+        )
+        units = tuple(d if isinstance(d, int) else None for d in value.shape[1:])
+        terms.append(Term(name, str(target.name), loss, units))
+    if alone:
+        measures["loss"] = costs[0]
+    else:
+        measures = {"loss": op.Sum(*costs)} | measures
+    for scalar in measures.values():
+        scalar.shape, scalar.dtype = ir.Shape(()), ir.DataType.FLOAT
+    return terms, measures
 
 
 def _flat(op: Emitter, logits: ir.Value) -> ir.Value:
     """[N, C, 1, 1] as [N, C]."""
     assert logits.shape is not None
-    if any(d != 1 for d in logits.shape[2:]):
-        raise SurgeryError(f"cross_entropy needs one prediction for each image; {logits.name!r} has {logits.shape}")
     flat = op.Flatten(logits)
     flat.shape, flat.dtype = ir.Shape(logits.shape[:2]), logits.dtype
     return flat
@@ -201,7 +252,7 @@ def training_step(
     model: ir.Model,
     links: Sequence[Link],
     *,
-    loss: str = "auto",
+    loss: Objective = "auto",
     output: str | None = None,
     fused: bool = False,
     seed: int = 0,
@@ -211,8 +262,9 @@ def training_step(
     Args:
         model: A model with marks.
         links: The optimizer, from `surgery.training.optimizers.chain`.
-        loss: A name of `losses.LOSSES`; ``auto`` goes by the last activation.
-        output: The output to train; needed where there are several.
+        loss: A loss of `surgery.training.losses`, its name or settings; ``auto`` goes by the last activation; for
+            several outputs at once, a mapping from their names to these.
+        output: The output to train; needed where there are several and `loss` names none.
         fused: Use the kernels of the onnxruntime-training build.
         seed: Of dropout.
 
@@ -227,13 +279,14 @@ def training_step(
     count = ir.val("step", ir.DataType.FLOAT, ())
     graph.inputs.append(rate)
     one = op.constant(1.0, ir.DataType.FLOAT)
-    gradients = backward(graph, {forward.cost: one}, forward.parameters, fused=fused, emitter=op)
+    cost = forward.measures["loss"]
+    gradients = backward(graph, {cost: one}, forward.parameters, fused=fused, emitter=op)
     next_count = op.Add(count, one)
     counted = False
 
     for parameter in forward.parameters:
         if parameter not in gradients:
-            raise SurgeryError(why_no_gradient(parameter, [forward.cost]))
+            raise SurgeryError(why_no_gradient(parameter, [cost]))
 
         def state(slot: str, parameter: ir.Value = parameter) -> ir.Value:
             name = f"{parameter.name}/{slot}"
@@ -261,16 +314,21 @@ def training_step(
 
 
 def evaluation_step(
-    model: ir.Model, *, loss: str = "auto", output: str | None = None, changing: bool = False, others: bool = False
+    model: ir.Model,
+    *,
+    loss: Objective = "auto",
+    output: str | None = None,
+    changing: bool = False,
+    others: bool = False,
 ) -> Step:
     """Builds the graph that measures `model` as it infers; its inputs are named as `training_step`'s.
 
     Args:
         model: The model.
-        loss: A name of `losses.LOSSES`; ``auto`` goes by the last activation.
-        output: The output to measure; needed where there are several.
+        loss: As `training_step` takes it.
+        output: The output to measure; needed where there are several and `loss` names none.
         changing: Take what training changes as inputs, to measure a training's present weights.
-        others: Compute the model's other outputs as well, behind the loss and the metric.
+        others: Compute the model's other outputs as well, behind what is measured.
     """
     return _finish(_forward(model, loss, output, "evaluation/", changing, others), {}, {})
 
@@ -290,10 +348,9 @@ def _finish(forward: _Forward, carried: dict[str, str], states: dict[str, np.nda
     RemoveUnusedNodesPass()(model)
     return Step(
         model,
-        forward.loss,
-        str(model.graph.inputs[0].name),
-        str(forward.target.name),
-        forward.units,
+        forward.batch,
+        forward.terms,
+        list(forward.measures),
         carried,
         initial,
         [p.name or "" for p in weights],

@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from surgery import runtime
-from surgery.data import Dataset, Source, as_dataset, from_arrays, input_spec
+from surgery.data import Arrays, Dataset, Source, as_dataset, from_arrays
 from surgery.errors import SurgeryError
 from surgery.layers import find_output
 from surgery.marks import set_labels
 from surgery.training.callbacks import Callback, Plan
 from surgery.training.history import History, Record
+from surgery.training.losses import CrossEntropy, activation_loss, loss_of
 from surgery.training.optimizers import chain
 from surgery.training.runner import Evaluation, Training
 from surgery.training.settings import TrainSettings, changed
-from surgery.training.step import Step, evaluation_step, training_step
+from surgery.training.step import Objective, Step, Term, evaluation_step, training_step
 
 __all__ = ["Scores", "Trained", "evaluate", "predict", "train"]
 
@@ -49,16 +50,30 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What `evaluate` returns: the mean loss over the examples, the metric and its name, and how many there were."""
+    """What `evaluate` returns.
 
-    loss: float
-    metric: str
-    value: float
+    Attributes:
+        measures: The loss and the metric, means over the examples, by name; of several outputs, each one's.
+        examples: How many there were.
+    """
+
+    measures: dict[str, float]
     examples: int
 
-    def as_dict(self) -> dict[str, float]:
-        """The scores by name."""
-        return {"loss": self.loss, self.metric: self.value, "examples": self.examples}
+    @property
+    def loss(self) -> float:
+        """The loss that training minimizes."""
+        return self.measures["loss"]
+
+    @property
+    def metric(self) -> str:
+        """The name of the first metric, as ``accuracy``."""
+        return next(name for name in self.measures if not name.endswith("loss"))
+
+    @property
+    def value(self) -> float:
+        """The first metric."""
+        return self.measures[self.metric]
 
 
 class _Diverged(Exception):
@@ -98,15 +113,16 @@ def train(
         changes["validation"], validation = validation, None
     settings = changed(settings or TrainSettings(), changes)
     providers = runtime.providers(device)
+    examples, held = as_dataset(data, model)
+    objective = _objective(model, settings.objective, settings.output, examples.targets)
     step = training_step(
         model,
         chain(settings.optimizer, settings.weight_decay),
-        loss=settings.loss,
+        loss=objective,
         output=settings.output,
         fused=runtime.has_training_kernels(),
         seed=settings.seed,
     )
-    examples, held = as_dataset(data, model)
     if validation is not None:
         held, _ = as_dataset(validation, model)
     if held is None and settings.validation:
@@ -121,13 +137,14 @@ def train(
     watch = None
     if held is not None:
         held = _fit(held, step)
-        graph = evaluation_step(model, loss=settings.loss, output=settings.output, changing=True)
+        graph = evaluation_step(model, loss=objective, output=settings.output, changing=True)
         watch = Evaluation(graph, providers, training)
     run = _Run(settings, examples, held, training, watch, callbacks)
     ending, message = run.all_epochs()
     trained = _with_weights(model, run.best)
-    if examples.labels is not None and len(examples.labels) == (step.units or [None])[0]:
-        set_labels(trained, str(find_output(trained, settings.output).name), list(examples.labels))
+    for term in step.terms if examples.labels is not None else []:
+        if term.units[:1] == (len(examples.labels or ()),):
+            set_labels(trained, term.output, list(examples.labels or ()))
     return Trained(trained, run.history, run.best_epoch, ending, message)
 
 
@@ -151,7 +168,6 @@ class _Run:
         self._best_loss = math.inf
         self._steps = -(-len(data) // settings.batch_size)
         self._shuffle = np.random.default_rng(settings.seed)
-        self._metric = training.step_graph.loss.metric
 
     def all_epochs(self) -> tuple[Ending, str]:
         """Trains; returns how it ended and what to tell about it."""
@@ -162,8 +178,8 @@ class _Run:
             len(self.data),
             len(self.validation or ()),
             sum(step.initial[name].size for name in step.weights),
-            step.loss.name,
-            self._metric,
+            [term.loss.name for term in step.terms],
+            step.measures[1:],
             self.training.device,
         )
         epoch = 0
@@ -184,26 +200,27 @@ class _Run:
 
     def _one_epoch(self, epoch: int) -> Record:
         start = time.perf_counter()
-        total = np.zeros(2)
+        names = self.training.step_graph.measures
+        total = np.zeros(len(names))
         rate = 0.0
         batches = self.data.batches(self.settings.batch_size, self._shuffle)
         for index, (examples, targets) in enumerate(batches):
             rate = self.settings.rate((epoch - 1) * self._steps + index, self._steps)
-            loss, metric = self.training.run(examples, targets, rate)
-            if not math.isfinite(loss):
-                raise _Diverged(f"the loss became {loss} at step {index + 1} of epoch {epoch}")
-            total += np.array([loss, metric]) * len(targets)
+            measured = self.training.run(examples, targets, rate)
+            if not math.isfinite(measured[0]):
+                raise _Diverged(f"the loss became {measured[0]} at step {index + 1} of epoch {epoch}")
+            total += np.array(measured) * _count(targets)
             for callback in self.callbacks:
-                callback.on_step_end(epoch, index + 1, loss)
-        loss, metric = (total / len(self.data)).tolist()
-        record: dict[str, Any] = {"epoch": epoch, "loss": loss, self._metric: metric}
+                callback.on_step_end(epoch, index + 1, measured[0])
+        record: dict[str, Any] = {"epoch": epoch}
+        record |= dict(zip(names, (total / len(self.data)).tolist(), strict=True))
         if self.watch is not None and self.validation is not None:
             scores = _measure(self.watch, self.validation, self.settings.batch_size)
             if not math.isfinite(scores.loss):
                 raise _Diverged(f"the validation loss became {scores.loss} after epoch {epoch}")
-            record |= {"val_loss": scores.loss, f"val_{self._metric}": scores.value}
+            record |= {f"val_{name}": value for name, value in scores.measures.items()}
         record |= {"learning_rate": rate, "seconds": round(time.perf_counter() - start, 4)}
-        return record  # type: ignore[return-value]
+        return record
 
     def _finish_epoch(self, record: Record) -> None:
         self.history.append(record)
@@ -225,52 +242,87 @@ def _with_weights(model: ir.Model, weights: dict[str, np.ndarray]) -> ir.Model:
     return model
 
 
+def _objective(model: ir.Model, objective: Any, output: str | None, targets: Arrays) -> Any:
+    """The loss with what only the data can say: class numbers want cross-entropy, probabilities soft labels."""
+    if isinstance(objective, Mapping) and "name" not in objective:
+        if not isinstance(targets, dict) or set(targets) != set(objective):
+            have = ", ".join(targets) if isinstance(targets, dict) else "a single array"
+            raise SurgeryError(f"losses are given for the outputs {', '.join(objective)}, targets for {have}")
+        return {name: _for_targets(model, loss, name, targets[name]) for name, loss in objective.items()}
+    if isinstance(targets, dict):
+        return {name: _for_targets(model, objective, name, array) for name, array in targets.items()}
+    return _for_targets(model, objective, output, targets)
+
+
+def _for_targets(model: ir.Model, loss: Any, output: str | None, targets: np.ndarray) -> Any:
+    classes = np.issubdtype(targets.dtype, np.integer)
+    if loss == "auto":
+        end = find_output(model, output)
+        loss = activation_loss(end) or ("cross_entropy" if classes else "mean_squared_error")
+    chosen = loss_of(loss)
+    if isinstance(chosen, CrossEntropy) and not classes and targets.ndim > 1:
+        return chosen.model_copy(update={"soft_labels": True})
+    return chosen
+
+
 def _fit(data: Dataset, step: Step) -> Dataset:
     """`data` with its targets as `step` takes them.
 
     Raises:
         SurgeryError: They do not fit: class numbers out of range, other dimensions, numbers that are not finite.
     """
-    targets = data.targets
-    name = f"output of {'×'.join('?' if u is None else str(u) for u in step.units) or '1'} units"
-    if step.loss.target == ir.DataType.INT64:
-        if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+    if not isinstance(data.targets, dict):
+        return dataclasses.replace(data, targets=_fit_term(data.targets, step.terms[0]))
+    return dataclasses.replace(data, targets={t.output: _fit_term(data.targets[t.output], t) for t in step.terms})
+
+
+def _fit_term(targets: np.ndarray, term: Term) -> np.ndarray:
+    loss, units = term.loss, term.units
+    name = f"output {term.output!r} of {'×'.join('?' if u is None else str(u) for u in units) or '1'} units"
+    if isinstance(loss, CrossEntropy) and not loss.soft_labels:
+        if not np.issubdtype(targets.dtype, np.integer) or targets.ndim != len(units):
             raise SurgeryError(
-                f"{step.loss.name} needs class numbers, one for each example; the targets are {targets.dtype} "
-                f"{list(targets.shape)}"
+                f"cross_entropy needs class numbers, one for each prediction of the {name}; the targets are "
+                f"{targets.dtype} {list(targets.shape)}"
             )
-        classes = step.units[0] or 0
-        low, high = int(targets.min()), int(targets.max())
+        counted = targets if loss.ignore_index is None else targets[targets != loss.ignore_index]
+        low, high = (int(counted.min()), int(counted.max())) if counted.size else (0, 0)
+        classes = units[0] or 0
         if low < 0 or high >= classes:
             raise SurgeryError(
                 f"the labels go from {low} to {high}, but the {name} takes 0 to {classes - 1}; number them from 0, or "
                 f"give the network a head for them (replace_head: {{units: {high + 1}}})"
             )
-        return data
+        return targets
     targets = targets.astype(np.float32)
     if not np.isfinite(targets).all():
         raise SurgeryError("some targets are not finite numbers; leave those examples out")
-    known = [u for u in step.units if u is not None]
-    if len(known) == len(step.units) and targets.size == len(data) * math.prod(known):
-        targets = targets.reshape(len(data), *known)
-    elif targets.ndim != len(step.units) + 1:
+    known = [u for u in units if u is not None]
+    if len(known) == len(units) and targets.size == len(targets) * math.prod(known):
+        return targets.reshape(len(targets), *known)
+    if targets.ndim != len(units) + 1:
         raise SurgeryError(f"targets of shape {list(targets.shape[1:])} do not fit the {name}")
-    return dataclasses.replace(data, targets=targets)
+    return targets
+
+
+def _count(targets: Arrays) -> int:
+    """How many examples there are in a batch."""
+    return len(next(iter(targets.values())) if isinstance(targets, dict) else targets)
 
 
 def _measure(evaluation: Evaluation, data: Dataset, batch_size: int) -> Scores:
-    total = np.zeros(2)
+    names = evaluation.step_graph.measures
+    total = np.zeros(len(names))
     for examples, targets in data.batches(batch_size):
-        total += np.array(evaluation.run(examples, targets)) * len(targets)
-    loss, value = (total / len(data)).tolist()
-    return Scores(loss, evaluation.step_graph.loss.metric, value, len(data))
+        total += np.array(evaluation.run(examples, targets)) * _count(targets)
+    return Scores(dict(zip(names, (total / len(data)).tolist(), strict=True)), len(data))
 
 
 def evaluate(
     model: ir.Model,
     data: Source,
     *,
-    loss: str = "auto",
+    loss: Objective = "auto",
     output: str | None = None,
     batch_size: int = 64,
     device: runtime.Device = "auto",
@@ -280,16 +332,16 @@ def evaluate(
     Raises:
         SurgeryError: The data do not fit the model.
     """
-    step = evaluation_step(model, loss=loss, output=output)
     examples, _ = as_dataset(data, model, "test")
+    step = evaluation_step(model, loss=_objective(model, loss, output, examples.targets), output=output)
     return _measure(Evaluation(step, runtime.providers(device)), _fit(examples, step), batch_size)
 
 
-def predict(
-    model: ir.Model, examples: np.ndarray, *, batch_size: int = 64, device: runtime.Device = "auto"
-) -> np.ndarray:
-    """Returns the first output of `model` for each of `examples`, an array as `surgery.data.from_arrays` takes it."""
-    data = from_arrays(examples, np.zeros(len(examples), np.int64), input_spec(model))
+def predict(model: ir.Model, examples: Arrays, *, batch_size: int = 64, device: runtime.Device = "auto") -> np.ndarray:
+    """Returns the first output of `model` for each of `examples`, as `surgery.data.from_arrays` takes them."""
+    count = _count(examples)
+    data = from_arrays(examples, np.zeros(count, np.int64), model)
     session = runtime.session(model, runtime.providers(device))
     outputs, batch = [str(model.graph.outputs[0].name)], str(model.graph.inputs[0].name)
-    return np.concatenate([session.run(outputs, {batch: x})[0] for x, _ in data.batches(batch_size)])
+    feeds = (x if isinstance(x, dict) else {batch: x} for x, _ in data.batches(batch_size))
+    return np.concatenate([session.run(outputs, feed)[0] for feed in feeds])

@@ -27,14 +27,13 @@ def plot(history: History, path: str | os.PathLike[str], title: str = "") -> Non
         raise SurgeryError(
             f"plots need matplotlib ({error}); install it with: pip install 'onnx-surgery[train]'"
         ) from error
-    metric = next((k for k in history[0] if k in ("accuracy", "mean_absolute_error")), None)
-    panels = ["loss", *([metric] if metric else []), "learning_rate"]
+    panels = [key for key in history[0] if key not in ("epoch", "seconds") and not key.startswith("val_")]
     figure = Figure(figsize=(3.6 * len(panels), 3.2), dpi=110, layout="constrained")
     epochs = [record["epoch"] for record in history]
     for axes, name in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
             if key in history[0]:
-                axes.plot(epochs, [r[key] for r in history], marker="o", markersize=3, label=label)  # type: ignore[literal-required]
+                axes.plot(epochs, [r[key] for r in history], marker="o", markersize=3, label=label)
         axes.set_title(name.replace("_", " "))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

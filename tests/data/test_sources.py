@@ -163,7 +163,7 @@ def test_a_folder_without_classes_is_an_error(tmp_path: Path) -> None:
 
 
 def test_arrays_keep_float_targets_for_regression() -> None:
-    data = from_arrays(np.zeros((3, 3, 8, 8)), np.array([0.5, 1.5, 2.5]), input_spec(RGB))
+    data = from_arrays(np.zeros((3, 3, 8, 8)), np.array([0.5, 1.5, 2.5]), RGB)
     assert data.targets.dtype == np.float32
 
 

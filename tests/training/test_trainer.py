@@ -79,7 +79,7 @@ def test_the_last_batch_may_be_smaller(model: ir.Model) -> None:
     surgery.train(model, data(37), epochs=1, batch_size=16, callbacks=[recorder])
     assert recorder.events == ["begin", "1.1", "1.2", "1.3", "epoch 1", "end"]
     assert recorder.plan is not None
-    assert (recorder.plan.steps, recorder.plan.examples, recorder.plan.metric) == (3, 37, "accuracy")
+    assert (recorder.plan.steps, recorder.plan.examples, recorder.plan.metrics) == (3, 37, ["accuracy"])
 
 
 def test_a_validation_share_is_watched_and_the_best_epoch_kept(model: ir.Model) -> None:
