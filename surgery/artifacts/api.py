@@ -75,8 +75,8 @@ def artifacts(
         model: A model with marks; it is left as it is.
         folder: Where to; it is made where it does not exist.
         optimizer: ``adamw``, ``sgd``, or one with settings.
-        loss: A name of `surgery.training.losses.LOSSES`, or a loss; ``auto`` goes by the last activation.
-        output: The output to train; needed where there are several.
+        loss: As `surgery.training.step.training_step` takes it; ``auto`` goes by the last activation.
+        output: The output to train; needed where there are several and `loss` names none.
         frozen: Where the frozen weights lie. In the two models, the runtime optimizes what it computes with them; in
             the checkpoint, they are stored once and not twice.
         fused: Use the training build's kernels (ConvGrad, …), which every device that trains has; without, the
@@ -98,7 +98,7 @@ def artifacts(
     others = {name: training.initial[name] for name in training.weights if name not in plans}
     if frozen == "checkpoint":
         others |= move_frozen(model, training.model.graph, evaluation.graph)
-    user = [*training.batch, *(term.target for term in training.terms)]
+    user = user_inputs(training)
     for graph in (training.model.graph, evaluation.graph):
         order_inputs(graph, [*user, *trained, *others])
 

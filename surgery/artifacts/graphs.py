@@ -52,7 +52,7 @@ def training_model(
 
     step = training_step(model, [note], loss=loss, output=output, fused=fused, seed=seed)
     check_decay(plans, optimizer)
-    for name in step.batch:
+    for name in user_inputs(step):
         if name.endswith(_TAKEN):
             raise SurgeryError(f"onnxruntime would take the input {name!r} for a gradient's; rename it")
     graph = step.model.graph

@@ -359,6 +359,55 @@ def test_outputs_that_are_not_trained_are_still_given(tmp_path: Path, rng: np.ra
 
 
 @needs_api
+@pytest.mark.parametrize("fused", [True, False])
+def test_several_inputs_and_outputs_are_trained_together(fused: bool, tmp_path: Path, rng: np.random.Generator) -> None:
+    model = parse(
+        "(float[N,8] x, float[N,6] u) => (float[N,4] y, float[N,3] z)",
+        "a = Gemm<transB = 1>(x, a__weight, a__bias) t = Tanh(a) r = Mul(t, u) "
+        "b = Gemm<transB = 1>(r, b__weight, b__bias) y = Softmax(b) "
+        "z = Gemm<transB = 1>(r, c__weight, c__bias)",
+        TWO_HEADS[2],
+    )
+    weights = {name: torch.tensor(array, requires_grad=True) for name, array in weights_of(model).items()}
+    loss = {"y": "cross_entropy", "z": {"name": "mean_squared_error", "weight": 0.5}}
+    made = artifacts(model, tmp_path, loss=loss, optimizer="sgd", fused=fused)
+    assert made.inputs == ["x", "u", "target/y", "target/z"]
+    assert made.outputs[0] == "loss"
+    assert made.outputs[-2:] == ["y", "z"]
+    device = Device(made, 0.05)
+    optimizer = torch.optim.SGD(weights.values(), 0.05)
+    x, u = rng.normal(size=(9, 8)).astype(np.float32), rng.normal(size=(9, 6)).astype(np.float32)
+    t, v = rng.integers(0, 4, 9), rng.normal(size=(9, 3)).astype(np.float32)
+
+    def forward() -> tuple[torch.Tensor, torch.Tensor]:
+        linear = nn.functional.linear
+        r = torch.tanh(linear(torch.from_numpy(x), weights["a.weight"], weights["a.bias"])) * torch.from_numpy(u)
+        heads = [linear(r, weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in "bc"]
+        return heads[0], heads[1]
+
+    for _ in range(20):
+        y, z = forward()
+        first = nn.functional.cross_entropy(y, torch.from_numpy(t))
+        total = first + 0.5 * nn.functional.mse_loss(z, torch.from_numpy(v))
+        assert float(device.module(x, u, t, v)) == pytest.approx(total.item(), rel=1e-4)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        device.optimizer.step()
+        device.module.lazy_reset_grad()
+    y, z = (output.detach().numpy() for output in forward())
+    device.module.eval()
+    given = device.module(x, u, t, v)
+    np.testing.assert_allclose(given[-2], torch.softmax(torch.from_numpy(y), 1), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(given[-1], z, rtol=1e-3, atol=1e-4)
+    assert given[made.outputs.index("y_loss")] == pytest.approx(first.item(), rel=0.05)
+    device.module.export_model_for_inferencing(tmp_path / "inference.onnx", ["y", "z"])
+    exported = load(tmp_path / "inference.onnx")
+    assert [i.name for i in exported.graph.inputs] == ["x", "u"]
+    np.testing.assert_allclose(infer(exported, x, u)[1], z, rtol=1e-3, atol=1e-4)
+
+
+@needs_api
 def test_dropout_is_on_in_training_only(tmp_path: Path, rng: np.random.Generator) -> None:
     model = parse(
         "(float[N,8] x) => (float[N,4] y)",
