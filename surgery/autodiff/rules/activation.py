@@ -7,9 +7,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from surgery.autodiff.backward import Context, Gradients, no_gradient, rule
+from surgery.autodiff.backward import Context, Gradients, fused_rule, no_gradient, rule
 
-__all__ = ["indicator", "like"]
+__all__ = ["indicator", "like", "positive"]
 
 no_gradient("Hardmax")
 
@@ -20,6 +20,14 @@ def indicator(c: Context, condition: ir.Value) -> ir.Value:
     return c.op.Cast(condition, to=int(dtype))
 
 
+def positive(c: Context, value: ir.Value) -> ir.Value:
+    """1 where `value` is above zero and 0 elsewhere, in the type of dy."""
+    if c.dy.dtype == ir.DataType.FLOAT:
+        # min(max(3e38 · value, 0), 1) in one operator: half the time of a Greater and a Cast.
+        return c.op.HardSigmoid(value, alpha=3e38, beta=0.0)
+    return indicator(c, c.op.Greater(value, like(c, 0)))
+
+
 def like(c: Context, number: float) -> ir.Value:
     """A scalar constant of the type of dy."""
     return c.op.constant(float(number), c.dy.dtype or ir.DataType.FLOAT)
@@ -27,21 +35,21 @@ def like(c: Context, number: float) -> ir.Value:
 
 @rule("Relu")
 def relu(c: Context) -> Gradients:
-    return [c.op.Mul(c.dy, indicator(c, c.op.Greater(c.y(), like(c, 0))))]
+    return [c.op.Mul(c.dy, positive(c, c.y()))]
 
 
 @rule("LeakyRelu")
 def leaky_relu(c: Context) -> Gradients:
     alpha = c.attr("alpha", 0.01)
-    positive = indicator(c, c.op.Greater(c.x(), like(c, 0)))
-    return [c.op.Mul(c.dy, c.op.Add(c.op.Mul(positive, 1.0 - alpha), alpha))]
+    above = positive(c, c.x())
+    return [c.op.Mul(c.dy, c.op.Add(c.op.Mul(above, 1.0 - alpha), alpha))]
 
 
 @rule("PRelu")
 def prelu(c: Context) -> Gradients:
     op, x, slope = c.op, c.x(), c.x(1)
     negative = indicator(c, op.Less(x, like(c, 0)))
-    dx = op.Mul(c.dy, op.Add(op.Sub(like(c, 1), negative), op.Mul(negative, slope))) if c.wants(0) else None
+    dx = op.Mul(c.dy, op.Add(op.Mul(negative, op.Sub(slope, like(c, 1))), like(c, 1))) if c.wants(0) else None
     ds = c.unbroadcast(op.Mul(op.Mul(c.dy, x), negative), slope) if c.wants(1) else None
     return [dx, ds]
 
@@ -79,7 +87,7 @@ def elu(c: Context) -> Gradients:
     op, alpha = c.op, c.attr("alpha", 1.0)
     slope = op.Add(_below_zero(c), alpha)
     if alpha != 1.0:
-        slope = op.Add(slope, op.Mul(indicator(c, op.Greater(c.x(), like(c, 0))), 1.0 - alpha))
+        slope = op.Add(slope, op.Mul(positive(c, c.x()), 1.0 - alpha))
     return [op.Mul(c.dy, slope)]
 
 
@@ -87,7 +95,7 @@ def elu(c: Context) -> Gradients:
 def selu(c: Context) -> Gradients:
     """y = γ α (eˣ − 1) below zero, where y' = y + γ α, and γ x above."""
     op, alpha, gamma = c.op, c.attr("alpha", 1.67326319217681884765625), c.attr("gamma", 1.05070102214813232421875)
-    above = op.Mul(indicator(c, op.Greater(c.x(), like(c, 0))), gamma * (1 - alpha))
+    above = op.Mul(positive(c, c.x()), gamma * (1 - alpha))
     return [op.Mul(c.dy, op.Add(op.Add(_below_zero(c, gamma), gamma * alpha), above))]
 
 
@@ -100,6 +108,14 @@ def celu(c: Context) -> Gradients:
 @rule("Sigmoid")
 def sigmoid(c: Context) -> Gradients:
     return [c.op.Mul(c.dy, c.op.Mul(c.y(), c.op.Sub(like(c, 1), c.y())))]
+
+
+@fused_rule("Sigmoid", "Tanh")
+def sigmoid_fused(c: Context) -> Gradients:
+    if c.y().dtype != ir.DataType.FLOAT:
+        return NotImplemented
+    emit = c.op.SigmoidGrad if c.node.op_type == "Sigmoid" else c.op.TanhGrad
+    return [emit(c.dy, c.y(), _domain="com.microsoft")]
 
 
 @rule("HardSigmoid")

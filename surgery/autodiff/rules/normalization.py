@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from surgery.autodiff.backward import Context, Gradients, rule
+from surgery.autodiff.backward import Context, Gradients, fused_rule, rule
 from surgery.errors import SurgeryError
 
 __all__: list[str] = []
@@ -48,40 +48,53 @@ def _by_batch(c: Context) -> Gradients:
     """By the batch's own statistics; outputs 1 and 2 are momentum · running + (1 − momentum) · the batch's."""
     op, x, scale = c.op, c.x(), c.x(1)
     axes = [0, *range(2, c.rank(x))]
-    momentum = c.attr("momentum", 0.9)
+    momentum, dtype = c.attr("momentum", 0.9), x.dtype or ir.DataType.FLOAT
     dscale = dbias = dx = None
     dmean, dvar = c.dy_of(1), c.dy_of(2)
-    centered = op.Sub(x, c.reduce("ReduceMean", x, axes))
+    mean = c.reduce("ReduceMean", x, axes)
+    centered = op.Sub(x, mean)
+    count = op.Cast(op.Div(op.Size(x), op.Size(scale)), to=int(dtype))
+    # dx = of_dy · dy + of_centered · (x − mean) + offset, each factor one for a channel.
+    of_dy = of_centered = offset = None
     if c.dy_of(0) is not None:
         variance = c.reduce("ReduceMean", op.Mul(centered, centered), axes, keepdims=False)
         inverse = op.Reciprocal(op.Sqrt(op.Add(variance, c.attr("epsilon", 1e-5))))
         dbias = op.ReduceSum(c.dy, op.constant(axes), keepdims=0)
         dscale = op.Mul(op.ReduceSum(op.Mul(c.dy, centered), op.constant(axes), keepdims=0), inverse)
+        of_dy = op.Mul(scale, inverse)
+        share = op.Neg(op.Div(of_dy, count))
+        of_centered, offset = op.Mul(op.Mul(share, dscale), inverse), op.Mul(share, dbias)
+    if dmean is not None:
+        term = op.Div(op.Mul(dmean, 1 - momentum), count)
+        offset = term if offset is None else op.Add(offset, term)
+    if dvar is not None:
+        term = op.Div(op.Mul(dvar, 2 * (1 - momentum)), count)
+        of_centered = term if of_centered is None else op.Add(of_centered, term)
     if c.wants(0):
-        count = op.Cast(op.Div(op.Size(x), op.Size(scale)), to=int(x.dtype or ir.DataType.FLOAT))
-        terms = []
-        if dscale is not None and dbias is not None:
-            factor = op.Mul(scale, inverse)
-            terms.append(op.Mul(c.dy, _by_channel(c, factor)))
-            share = op.Neg(op.Div(factor, count))
-            of_mean, of_centered = op.Mul(share, dbias), op.Mul(op.Mul(share, dscale), inverse)
-            terms.append(op.Mul(centered, _by_channel(c, of_centered)))
-            terms.append(_by_channel(c, of_mean))
-        if dmean is not None:
-            terms.append(_by_channel(c, op.Div(op.Mul(dmean, 1 - momentum), count)))
-        if dvar is not None:
-            share = op.Div(op.Mul(dvar, 2 * (1 - momentum)), count)
-            terms.append(op.Mul(centered, _by_channel(c, share)))
-        dx = _total(c, terms)
+        zero = op.Sub(scale, scale)
+        flat, one = op.Reshape(mean, np.array([-1])), op.Add(zero, 1.0)
+        # This operator in inference is the cheapest way to write factor · (x − mean) + offset.
+        dx = op.BatchNormalization(x, of_centered or zero, offset or zero, flat, one, epsilon=0.0)
+        if of_dy is not None:
+            dx = op.Add(op.Mul(c.dy, _by_channel(c, of_dy)), dx)
     through = [op.Mul(d, momentum) if d is not None and c.wants(i) else None for d, i in ((dmean, 3), (dvar, 4))]
     return [dx, dscale if c.wants(1) else None, dbias if c.wants(2) else None, *through]
 
 
-def _total(c: Context, terms: list[ir.Value]) -> ir.Value:
-    total = terms[0]
-    for term in terms[1:]:
-        total = c.op.Add(total, term)
-    return total
+@fused_rule("BatchNormalization")
+def batch_normalization_fused(c: Context) -> Gradients:
+    """The training build's operators: the first keeps the statistics that the second needs."""
+    if not c.attr("training_mode", 0) or c.x().dtype != ir.DataType.FLOAT or c.dy_of(0) is None:
+        return NotImplemented
+    if c.dy_of(1) is not None or c.dy_of(2) is not None:
+        return NotImplemented
+    node = c.node
+    node.domain, node.op_type = "com.microsoft", "BatchNormInternal"
+    c.op.graph.opset_imports.setdefault("com.microsoft", 1)
+    mean, inverse = (c.extra_output(i, ir.DataType.FLOAT) for i in (3, 4))
+    return c.op.BatchNormalizationGrad(
+        c.dy, c.x(), c.x(1), mean, inverse, _domain="com.microsoft", _outputs=3, epsilon=c.attr("epsilon", 1e-5)
+    )
 
 
 def _standardized(c: Context, x: ir.Value, axes: list[int], epsilon: float) -> tuple[ir.Value, ir.Value]:
@@ -120,6 +133,19 @@ def layer_normalization(c: Context) -> Gradients:
         c.unbroadcast(op.Mul(dy, normal), scale) if c.wants(1) else None,
         c.unbroadcast(dy, c.x(2)) if c.wants(2) else None,
     ]
+
+
+@fused_rule("LayerNormalization")
+def layer_normalization_fused(c: Context) -> Gradients:
+    """The training build's operator, which takes no broadcast scale or bias."""
+    _only_first(c)
+    x, axis = c.x(), c.axis(c.x())
+    normalized = c.dims(x)[axis:]
+    whole = None not in normalized and all(c.dims(c.x(i)) == normalized for i in (1, 2) if c.has(i))
+    if not whole or x.dtype != ir.DataType.FLOAT or c.attr("stash_type", 1) != 1:
+        return NotImplemented
+    mean, inverse = (c.extra_output(i, ir.DataType.FLOAT) for i in (1, 2))
+    return c.op.LayerNormalizationGrad(c.dy, x, c.x(1), mean, inverse, _domain="com.microsoft", _outputs=3, axis=axis)
 
 
 @rule("InstanceNormalization")

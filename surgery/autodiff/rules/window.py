@@ -12,6 +12,8 @@ from surgery.errors import SurgeryError
 
 __all__ = ["Window", "transposed_sum", "window"]
 
+_END = np.array([2**31])  # of a Slice: to the last element
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -125,8 +127,8 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
     # The size is unknown (or odd): all that windows reach, cut or filled up to the input's shape.
     full = op.ConvTranspose(dy, w, **attributes)
     shape = op.Shape(c.x())
-    sizes = op.Slice(shape, np.array([2]), np.array([2**31]))
-    reached = op.Slice(op.Shape(full), np.array([2]), np.array([2**31]))
+    sizes = op.Slice(shape, np.array([2]), _END)
+    reached = op.Slice(op.Shape(full), np.array([2]), _END)
     begin = np.array(win.begin)
     missing = op.Max(op.Sub(op.Add(sizes, begin), reached), np.zeros(1, np.int64))
     filled = op.Pad(full, op.Concat(np.zeros(win.spatial + 4, np.int64), missing, axis=0))
@@ -135,23 +137,12 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
 
 def transposed_sum(c: Context, dy: ir.Value, win: Window) -> ir.Value:
     """Adds each dy to all elements of its window: the adjoint of a pooling that sums."""
-    op, sizes = c.op, [*win.size_x, *win.size_y]
-    rest = win.rest
-    if (
-        win.strides == win.kernel
-        and not any(win.pads)
-        and set(win.dilations) == {1}
-        and not any(rest)
-        and None not in sizes
-    ):
-        between = op.Unsqueeze(dy, np.array([3 + 2 * i for i in range(win.spatial)]))
-        head = op.Slice(op.Shape(dy), np.array([0]), np.array([2]))
-        split = np.array([n for pair in zip(win.size_y, win.kernel, strict=True) for n in pair])
-        return op.Reshape(op.Expand(between, op.Concat(head, split, axis=0)), c.shape_of(c.x()))
+    op, dtype = c.op, c.dy.dtype or ir.DataType.FLOAT
+    side_by_side = win.strides == win.kernel and not any(win.pads) and not any(d > 1 for d in win.dilations)
+    if side_by_side and None not in win.rest and not any(win.rest) and dtype == ir.DataType.FLOAT:
+        scales = np.array([1, 1, *win.strides], np.float32)
+        return op.Resize(dy, None, scales, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     # All channels by the same window: as one channel of a larger batch.
-    flat = op.Reshape(
-        dy, op.Concat(np.array([-1, 1]), op.Slice(op.Shape(dy), np.array([2]), np.array([2**31])), axis=0)
-    )
-    dtype = (c.dy.dtype or ir.DataType.FLOAT).numpy()
-    spread = transpose_convolution(c, flat, op.constant(np.ones([1, 1, *win.kernel], dtype)), win, 1)
-    return op.Reshape(spread, c.shape_of(c.x()))
+    flat = op.Reshape(dy, op.Concat(np.array([-1, 1]), op.Slice(op.Shape(dy), np.array([2]), _END), axis=0))
+    ones = op.constant(np.ones([1, 1, *win.kernel], dtype.numpy()))
+    return op.Reshape(transpose_convolution(c, flat, ones, win, 1), c.shape_of(c.x()))
