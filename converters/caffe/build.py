@@ -195,7 +195,10 @@ class Builder:
             self.declare_output(name or ("prob" if unnamed == 1 else f"{layer.name}/prob"), value)
 
     def add_input(self, name: str, dims: Sequence[Dim]) -> ir.Value:
-        """Adds an input of the net."""
+        """Adds an input of the net; its free dimensions, but for the batch, are its own."""
+        known = {str(d.value) for i in self.graph.inputs for d in i.shape or () if not isinstance(d, int)}
+        batches = set(self._batches.values())
+        dims = [f"{d}_{name}" if isinstance(d, str) and d in known - batches else d for d in dims]
         value = ir.Value(name=self.unique(name), shape=ir.Shape(dims), type=ir.TensorType(ir.DataType.FLOAT))
         self.graph.inputs.append(value)
         return value

@@ -157,6 +157,8 @@ class Parameters:
                     f"{self._source.path}: layer {layer.name!r} ({layer.type}): {path} has {count} blobs for it, "
                     f"and it takes {takes}; the weights are of another network, or the definition was changed"
                 )
+        if path is None and self._filled:
+            _log.warning("%s: no weights lie next to it; its parameters start from their fillers", self._source.path)
         if not self._missing:
             return
         names = ", ".join(self._missing)

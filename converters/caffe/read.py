@@ -48,10 +48,10 @@ class Source:
 
 
 def is_caffe(path: Path) -> bool:
-    """Whether `path` is one of Caffe's files, or a folder with a Caffe network and no other."""
+    """Whether `path` is one of Caffe's files, or a folder that has some."""
     if not path.is_dir():
         return path.name.endswith(_DEFINITION + _WEIGHTS)
-    return bool(_files(path, _DEFINITION) or _files(path, _WEIGHTS)) and not any(path.glob("*.onnx"))
+    return bool(_files(path, _DEFINITION + _WEIGHTS))
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:

@@ -292,6 +292,15 @@ def test_several_inputs_share_the_batch_where_it_is_the_same(tmp_path: Path) -> 
     assert [str(i.shape) for i in fixed.graph.inputs] == ["[5,3]"] * 3
 
 
+def test_free_sizes_of_two_inputs_are_their_own(tmp_path: Path) -> None:
+    text = """input: "a" input: "b" input_shape { dim: 1 dim: 3 dim: 4 dim: 4 } input_shape { dim: 1 dim: 3 dim: 4 dim: 4 }
+              layer { name: "c" type: "Crop" bottom: "a" bottom: "b" top: "c" }"""
+    model = convert(write(tmp_path, text), shape="a=3x?x?,b=3x?x?")
+    assert [str(i.shape) for i in model.graph.inputs] == ["[N,3,height,width]", "[N,3,height_b,width_b]"]
+    a = np.arange(75, dtype=np.float32).reshape(1, 3, 5, 5)
+    np.testing.assert_array_equal(run(model, a, np.zeros((1, 3, 2, 4), np.float32))["c"], a[:, :, :2, :4])
+
+
 def test_values_have_the_names_of_tops_and_of_layers_in_place(tmp_path: Path) -> None:
     text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
               layer { name: "first" type: "AbsVal" bottom: "x" top: "y" }
@@ -363,6 +372,11 @@ def test_bilinear_filler_interpolates(tmp_path: Path) -> None:
     # Inside, a ramp stays a ramp: half a pixel's step of 1 across and of 4 down.
     np.testing.assert_allclose(np.diff(up[2:6, 2:6], axis=1), 0.5)
     np.testing.assert_allclose(np.diff(up[2:6, 2:6], axis=0), 2.0)
+
+
+def test_a_net_without_weights_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    convert(write(tmp_path, V2))
+    assert "no weights lie next to it" in caplog.text
 
 
 def test_fillers_go_by_the_seed_and_the_layer(tmp_path: Path) -> None:
