@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from surgery.selectors import Selector, select
 
 __all__ = ["Insert"]
 
+_DONE = "surgery.insert"  # on what was inserted: the arguments it was inserted with
 Attribute = int | float | str | list[int] | list[float] | list[str]
 Number = int | float
 Array = Number | list[Number] | list[list[Number]]
@@ -44,6 +46,7 @@ class Insert(Pass):
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
         selected = select(model, self.layers)
+        arguments = json.dumps(self.arguments(), ensure_ascii=False)
         present = {node.name for node in model.graph}
         if ":" in self.operator:
             domain, op_type, known = _function(model, self.operator)
@@ -55,7 +58,7 @@ class Insert(Pass):
         attributes = {k: float(v) if known[k] and isinstance(v, int) else v for k, v in self.attributes.items()}
         for layer in selected:
             name = f"{layer.name}/{self.name or op_type}"
-            if name in present:
+            if name in present or layer.node.metadata_props.get(_DONE) == arguments:
                 continue
             value = layer.output
             dtype = (value.dtype or ir.DataType.FLOAT).numpy()
@@ -63,7 +66,8 @@ class Insert(Pass):
                 add_constant(model.graph, _array(data, dtype), f"{name}.{i}") for i, data in enumerate(self.inputs, 1)
             ]
             forget_shapes([value])
-            insert_behind(value, op_type, name, inputs=constants, attributes=attributes, domain=domain)
+            node = insert_behind(value, op_type, name, inputs=constants, attributes=attributes, domain=domain)
+            node.metadata_props[_DONE] = arguments
             yield Change(layer.name, f"{op_type} inserted behind it")
 
 

@@ -95,7 +95,7 @@ def _drop_inputs(model: ir.Model, rate: float) -> Iterator[Change]:
 def _drop(model: ir.Model, layer: Layer, rate: float) -> Iterator[Change]:
     outputs = layer.nodes[-1].outputs  # a recurrent layer has several
     value = place = next((o for o in outputs if o.uses()), outputs[0])
-    existing: list[ir.Node] = []
+    existing = [layer.node] if layer.op_type == "Dropout" else []
     own = True  # what follows still belongs to the layer's output
     while len(users := _users(value)) == 1 and not value.is_graph_output():
         node = users[0]

@@ -178,6 +178,10 @@ class TestExisting:
         assert dropouts(model) == {"a/dropout": ("r", 0.25)}
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
+    def test_selected_itself_it_gets_the_rate(self, model: ir.Model) -> None:
+        InsertDropout(rate=0.3, layers={"type": "Dropout"})(model)
+        assert dropouts(model) == {"d1": ("p", 0.3), "d2": ("a", 0.3)}
+
     def test_again_changes_nothing(self, model: ir.Model) -> None:
         step = InsertDropout(hidden=0.3, input=0.1)
         step(model)
