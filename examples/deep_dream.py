@@ -18,8 +18,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import converters
+import surgery
 from surgery import runtime
-from surgery.autodiff import gradient
 from surgery.data.preprocess import input_spec, preparer, resize
 from surgery.layers import find_layer
 from surgery.training.losses import strip_activation
@@ -41,7 +41,7 @@ def dream(
     start: np.ndarray, of: str, weight: Callable[[np.ndarray], np.ndarray], rate: float, noise: float, ink: float
 ) -> np.ndarray:
     """Changes `start`, a uint8 picture, so that the sum of `of` by its weights grows; `ink` is what drawing costs."""
-    session = runtime.session(gradient(model, of=of, wrt=[pixels]), runtime.providers("auto"))
+    session = runtime.session(surgery.gradient(model, of=of, wrt=[pixels]), runtime.providers("auto"))
     prepare = preparer(start[None], spec)
     x, low, high = (prepare(picture[None]) for picture in (start, np.zeros_like(start), np.full_like(start, 255)))
     for done in np.linspace(0, 1, options.steps, endpoint=False).tolist():

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 import converters
+import surgery
 from surgery import runtime
-from surgery.autodiff import gradient
 from surgery.data.preprocess import input_spec, preparer, resize
 from surgery.demo.digits import digits
 from surgery.marks import labels
@@ -33,7 +33,7 @@ model = converters.convert(options.model)
 spec, names, random = input_spec(model), labels(model, str(model.graph.outputs[0].name)), np.random.default_rng(0)
 strip_activation(model.graph, model.graph.outputs[0])  # scores instead of probabilities
 pixels, scores = str(model.graph.inputs[0].name), model.graph.outputs[0]
-session = runtime.session(gradient(model, of=str(scores.name), wrt=[pixels]), runtime.providers("auto"))
+session = runtime.session(surgery.gradient(model, of=str(scores.name), wrt=[pixels]), runtime.providers("auto"))
 rows = (2, 3) if spec.how.layout == "NCHW" else (1, 2)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from surgery.autodiff.api import gradient as gradient
     from surgery.errors import SurgeryError as SurgeryError
     from surgery.io import load as load
     from surgery.io import save as save
@@ -21,12 +22,13 @@ _NAMES = {
     "SurgeryError": "surgery.errors",
     "apply": "surgery.recipe",
     "evaluate": "surgery.training.trainer",
+    "gradient": "surgery.autodiff.api",
     "load": "surgery.io",
     "predict": "surgery.training.trainer",
     "save": "surgery.io",
     "train": "surgery.training.trainer",
 }
-__all__ = ["SurgeryError", "apply", "evaluate", "load", "predict", "save", "train"]
+__all__ = ["SurgeryError", "apply", "evaluate", "gradient", "load", "predict", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:
