@@ -16,12 +16,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import converters
 from surgery import runtime
 from surgery.artifacts import AdamW, Artifacts, Sgd, artifacts
 from surgery.errors import SurgeryError
 from surgery.io import load, save
 from surgery.marks import Constraint, set_marks
 from surgery.passes import Freeze
+from tests.conftest import ROOT
 from tests.graphs import parse, weights_of
 from tests.graphs import run as infer
 from tests.nets import Residual, batches, graph_with_input, lenet, model_of, parameter, residual, torch_lenet
@@ -524,3 +526,15 @@ def test_the_stock_runtime_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="need the onnxruntime-training build; onnxruntime 1"):
         artifacts(lenet(torch_lenet()), tmp_path / "device")
     assert not (tmp_path / "device").exists()
+
+
+@needs_api
+def test_the_documentation_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converters.convert(ROOT / "models" / "lenet_mnist")
+    artifacts(model, tmp_path / "device")
+    code = (ROOT / "docs" / "devices.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    exported = load(tmp_path / "device" / "inference.onnx")
+    np.testing.assert_allclose(infer(exported, names["images"])[0], names["probabilities"], atol=1e-6)
