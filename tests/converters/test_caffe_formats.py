@@ -293,7 +293,8 @@ def test_several_inputs_share_the_batch_where_it_is_the_same(tmp_path: Path) -> 
 
 
 def test_free_sizes_of_two_inputs_are_their_own(tmp_path: Path) -> None:
-    text = """input: "a" input: "b" input_shape { dim: 1 dim: 3 dim: 4 dim: 4 } input_shape { dim: 1 dim: 3 dim: 4 dim: 4 }
+    text = """input: "a" input: "b"
+              input_shape { dim: 1 dim: 3 dim: 4 dim: 4 } input_shape { dim: 1 dim: 3 dim: 4 dim: 4 }
               layer { name: "c" type: "Crop" bottom: "a" bottom: "b" top: "c" }"""
     model = convert(write(tmp_path, text), shape="a=3x?x?,b=3x?x?")
     assert [str(i.shape) for i in model.graph.inputs] == ["[N,3,height,width]", "[N,3,height_b,width_b]"]
