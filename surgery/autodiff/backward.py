@@ -166,7 +166,9 @@ class Context:
     def constant_of(self, index: int) -> Any:
         """The value of input `index` as a numpy array if it is a constant, else None."""
         value = self.node.inputs[index] if self.has(index) else None
-        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+        if value is None or value in self._wanted:  # what is trained is none
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
 
     def unbroadcast(self, gradient: ir.Value, like: ir.Value, shape: ir.Shape | None = None) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import onnx
@@ -20,8 +21,12 @@ _COUNTS = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}
 _MOST = 1024  # numbers in a shape, or in what one is computed from
 
 
-def fold_shapes(graph: ir.Graph) -> bool:
+def fold_shapes(graph: ir.Graph, varying: Collection[str]) -> bool:
     """Makes initializers of the whole numbers and truth values that can be worked out, so that more shapes are known.
+
+    Args:
+        graph: The graph.
+        varying: The names of initializers that will change.
 
     Returns:
         Whether there were any.
@@ -33,7 +38,7 @@ def fold_shapes(graph: ir.Graph) -> bool:
             continue
         if any(v is not None and v.shape is not None and _size(v.shape) > _MOST for v in [*node.inputs, output]):
             continue
-        array = None if output.is_graph_output() else constant_value(output)
+        array = None if output.is_graph_output() else constant_value(output, varying)
         if array is None:
             continue
         name = f"{output.name}/constant"
@@ -48,8 +53,13 @@ def _size(shape: ir.Shape) -> int:
     return math.prod(d for d in shape if isinstance(d, int))
 
 
-def constant_value(value: ir.Value) -> np.ndarray | None:
-    """The array that `value` holds in every run, as far as initializers and known shapes say; None if unknown."""
+def constant_value(value: ir.Value, varying: Collection[str]) -> np.ndarray | None:
+    """The array that `value` holds in every run, as far as initializers and known shapes say; None if unknown.
+
+    Args:
+        value: A value of a graph.
+        varying: The names of initializers that will change.
+    """
     known: dict[ir.Value, np.ndarray] = {}
     stack = [value]
     while stack:
@@ -57,8 +67,9 @@ def constant_value(value: ir.Value) -> np.ndarray | None:
         if current in known:
             stack.pop()
             continue
-        array = _leaf(current)
-        node = current.producer()
+        if current.name in varying:
+            return None
+        array, node = _leaf(current), current.producer()
         if array is not None:
             known[current] = array
         elif (

@@ -12,6 +12,7 @@ from onnx_ir.passes.common import InlinePass
 from surgery.autodiff.backward import differentiable, registered
 from surgery.autodiff.constants import fold_shapes
 from surgery.autodiff.opset import raise_opset
+from surgery.autodiff.sequences import SEQUENCE_OPERATORS, resolve_sequence
 from surgery.autodiff.unroll import Splicer, inline_if, unroll_loop, unroll_scan
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
@@ -25,9 +26,9 @@ def prepare(model: ir.Model, wrt: Iterable[ir.Value], of: Iterable[ir.Value] | N
     """Rewrites, in place, what lies between `wrt` and `of` so that `backward` can differentiate it.
 
     Model-local functions are inlined everywhere, and so are the branches of each If that are always taken. On the way
-    from `wrt` to `of`, Loop and Scan are unrolled, and an operator that has no rule, but that ONNX defines by a
-    function, is replaced by that function's body. Shapes are inferred, and what follows from known ones is
-    worked out. Values keep their names.
+    from `wrt` to `of`, Loop and Scan are unrolled, elements of sequences become plain tensors, and an operator that has
+    no rule, but that ONNX defines by a function, is replaced by that function's body. Shapes are inferred, and what
+    follows from known ones is worked out. Values keep their names.
 
     Args:
         model: A model.
@@ -42,13 +43,13 @@ def prepare(model: ir.Model, wrt: Iterable[ir.Value], of: Iterable[ir.Value] | N
     sources = {str(v.name) for v in wrt}
     ends = {str(v.name) for v in (model.graph.outputs if of is None else of)}
     infer_shapes(model)
-    while fold_shapes(model.graph) or _rewrite(model.graph, sources, ends):
+    while fold_shapes(model.graph, sources) or _rewrite(model.graph, sources, ends):
         infer_shapes(model)
 
 
 def _rewrite(graph: ir.Graph, sources: set[str], ends: set[str]) -> bool:
     """Rewrites what can be at first sight; what it was replaced by may need rewriting as well."""
-    splicer = Splicer(graph)
+    splicer = Splicer(graph, sources)
     needed = _needed(graph, ends)
     wanted = {v for v in [*graph.inputs, *graph.initializers.values()] if v.name in sources}
     changed = False
@@ -62,6 +63,7 @@ def _rewrite(graph: ir.Graph, sources: set[str], ends: set[str]) -> bool:
             continue
         if _replace(splicer, node, rules):
             changed = True
+            wanted.update(splicer.latest)
         else:
             wanted.update(node.outputs)
     return changed
@@ -81,6 +83,8 @@ def _replace(splicer: Splicer, node: ir.Node, rules: frozenset[str]) -> bool:
         unroll_loop(splicer, node)
     elif node.op_type == "Scan":
         unroll_scan(splicer, node)
+    elif node.op_type in SEQUENCE_OPERATORS:
+        return resolve_sequence(splicer, node)
     elif node.op_type in rules or not _has_body(node):
         return False
     else:

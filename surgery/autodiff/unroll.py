@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,21 @@ _MOST = 10_000  # copies of a loop's body; more is taken for a loop without end
 
 
 class Splicer:
-    """Puts operators into a graph in front of one of its operators, under names that nothing else has."""
+    """Puts operators into a graph in front of one of its operators, under names that nothing else has.
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    Args:
+        graph: The graph.
+        varying: The names of initializers that will change.
+
+    Attributes:
+        latest: What the outputs of the operator that was replaced last are now.
+        splits: The parts of each SplitToSequence that a Split was put in place of.
+    """
+
+    def __init__(self, graph: ir.Graph, varying: Collection[str]) -> None:
+        self.graph, self._varying = graph, varying
+        self.latest: list[ir.Value] = []
+        self.splits: dict[ir.Node, list[ir.Value]] = {}
         self._taken = {v.name for v in graph.inputs} | set(graph.initializers)
         for node in graph.all_nodes():
             self._taken |= {node.name} | {o.name for o in node.outputs}
@@ -36,12 +47,20 @@ class Splicer:
         self._taken.add(name)
         return name
 
+    def known(self, value: ir.Value | None) -> np.ndarray | None:
+        """The array that `value` holds in every run; None if that is unknown."""
+        return None if value is None else constant_value(value, self._varying)
+
     def constant(self, array: np.ndarray) -> ir.Value:
         """An initializer."""
         name = self.fresh("constant")
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self.graph.register_initializer(value)
         return value
+
+    def ints(self, numbers: Sequence[int]) -> ir.Value:
+        """An initializer of int64."""
+        return self.constant(np.array(numbers, np.int64))
 
     def emit(
         self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], count: int = 1, **attributes: Any
@@ -86,6 +105,7 @@ class Splicer:
 
     def replace(self, node: ir.Node, values: Sequence[ir.Value]) -> None:
         """Removes `node`; `values` take the place and the names of its outputs."""
+        self.latest = []
         for old, new in zip(node.outputs, values, strict=True):
             if not old.name:
                 continue
@@ -94,6 +114,7 @@ class Splicer:
             copy.outputs[0].name, copy.outputs[0].type, copy.outputs[0].shape = old.name, old.type, old.shape
             copy.outputs[0].metadata_props.update(old.metadata_props)
             old.replace_all_uses_with(copy.outputs[0], replace_graph_outputs=True)
+            self.latest.append(copy.outputs[0])
         self.graph.remove(node, safe=True)
 
 
@@ -110,8 +131,7 @@ def _data_dependent(node: ir.Node, why: str) -> SurgeryError:
 
 def inline_if(splicer: Splicer, node: ir.Node) -> bool:
     """Puts the branch of an If that is always taken in its place; returns whether that is known."""
-    assert node.inputs[0] is not None
-    condition = constant_value(node.inputs[0])
+    condition = splicer.known(node.inputs[0])
     if condition is None:
         return False
     branch = _body(node, "then_branch" if condition.item() else "else_branch")
@@ -126,7 +146,7 @@ def unroll_loop(splicer: Splicer, node: ir.Node) -> None:
     Raises:
         SurgeryError: How often it runs depends on data.
     """
-    trips, condition = (constant_value(v) if v is not None else None for v in node.inputs[:2])
+    trips, condition = (splicer.known(v) for v in node.inputs[:2])
     if node.inputs[0] is not None and trips is None:
         raise _data_dependent(node, f"how often it runs, {node.inputs[0].name!r}, depends on data")
     if len(node.inputs) > 1 and node.inputs[1] is not None and condition is None:
@@ -139,7 +159,7 @@ def unroll_loop(splicer: Splicer, node: ir.Node) -> None:
     while goes_on and (trips is None or count < trips.item()):
         inputs = [splicer.constant(np.array(count)), splicer.constant(np.array(True)), *carried]
         outputs = splicer.insert(node, body.clone(allow_outer_scope_values=True), inputs)
-        again = constant_value(outputs[0])
+        again = splicer.known(outputs[0])
         if again is None:
             raise _data_dependent(node, f"whether it goes on, {body.outputs[0].name!r}, depends on data")
         goes_on, count = bool(again.item()), count + 1
@@ -203,9 +223,9 @@ def _unstack(
     """The elements of `value` along an axis."""
     parts = [value]
     if length > 1:
-        sizes = splicer.constant(np.ones(length, np.int64))
+        sizes = splicer.ints([1] * length)
         parts = splicer.emit(before, "Split", [value, sizes], length, axis=axis)
-    at = splicer.constant(np.array([axis]))
+    at = splicer.ints([axis])
     elements = [splicer.emit(before, "Squeeze", [part, at])[0] for part in parts]
     return elements[::-1] if backwards else elements
 
@@ -214,6 +234,6 @@ def _stack(splicer: Splicer, before: ir.Node, parts: list[ir.Value], axis: int) 
     """The elements as one tensor, along a new axis."""
     if not parts:
         raise _data_dependent(before, "it runs not even once, so that the shape of what it collects is unknown")
-    at = splicer.constant(np.array([axis]))
+    at = splicer.ints([axis])
     rows = [splicer.emit(before, "Unsqueeze", [part, at])[0] for part in parts]
     return splicer.emit(before, "Concat", rows, axis=axis)[0]

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.autodiff import backward
+from surgery import runtime
+from surgery.autodiff import backward, gradient
 from tests.autodiff.checks import Operator, check, gradients, spread
 
 pytestmark = pytest.mark.training
@@ -113,9 +116,22 @@ def test_unary(rng: np.random.Generator, op_type: str) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 3.0, -1.5])
-def test_power_of_a_constant(rng: np.random.Generator, exponent: float) -> None:
-    operator = Operator("Pow", [_positive(rng, 2, 3), np.array(exponent, np.float32)], wrt=[0])
-    check(operator, lambda x, e: x**exponent, builder=False)
+@pytest.mark.parametrize("trained", [False, True])
+def test_power_of_a_constant(rng: np.random.Generator, exponent: float, trained: bool) -> None:
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[2, 3] x) => (float[2, 3] y) <float e = {{{exponent}}}> {{ y = Pow(x, e) }}
+    """
+    array = _positive(rng, 2, 3)
+    names = ["x", "e"] if trained else ["x"]
+    model = gradient(ir.from_proto(onnx.parser.parse_model(text)), of="y", wrt=names, weight=1.0)
+    # What is trained is no constant: the operators that a constant saves are there.
+    assert ("Where" in [node.op_type for node in model.graph]) == trained
+    found = runtime.session(model, ["CPUExecutionProvider"]).run([f"gradient/{n}" for n in names], {"x": array})
+    x, e = torch.tensor(array, requires_grad=True), torch.tensor(exponent, requires_grad=True)
+    expected = torch.autograd.grad((x**e).sum(), [x, e])
+    for got, want in zip(found, expected, strict=False):
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-5)
 
 
 def test_power_of_a_whole_number(rng: np.random.Generator) -> None:

@@ -216,6 +216,43 @@ def test_scan_of_unknown_length_is_an_error() -> None:
         gradient(_model(body, inputs="float[n, 3] x"), of="y", wrt=["x"], weight=1.0)
 
 
+@pytest.mark.parametrize(
+    ("made", "expression"),
+    [
+        ("s = SplitToSequence<axis = 1>(h, two) y = SequenceAt(s, zero)", lambda h: h[:, :2]),
+        ("s = SplitToSequence<axis = 1>(h, two) y = SequenceAt(s, last)", lambda h: h[:, 2:]),
+        ("s = SplitToSequence<axis = 1>(h, sizes) y = SequenceAt(s, last)", lambda h: h[:, 1:]),
+        ("s = SplitToSequence<axis = 1>(h) y = SequenceAt(s, last)", lambda h: h[:, 2:]),
+        (
+            "s = SplitToSequence<axis = 0, keepdims = 0>(h) y = ConcatFromSequence<axis = 1, new_axis = 1>(s)",
+            lambda h: h.T,
+        ),
+        ("s = SequenceConstruct(h, x) y = ConcatFromSequence<axis = 1>(s)", "construct"),
+        (
+            "e = SequenceEmpty() a = SequenceInsert(e, x) s = SequenceInsert(a, h, zero) y = SequenceAt(s, zero)",
+            lambda h: h,
+        ),
+        ("a = SequenceConstruct(x, h, x) s = SequenceErase(a, zero) y = SequenceAt(s, zero)", lambda h: h),
+    ],
+)
+def test_sequences_are_resolved(made: str, expression: Any) -> None:
+    constants = ", int64 zero = {0}, int64 last = {-1}, int64 two = {2}, int64[2] sizes = {1, 2}"
+    model = _model(f"h = Mul(x, w) {made}", constants=constants)
+
+    def whole(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x * w, x], 1) if expression == "construct" else expression(x * w)
+
+    assert not any("Sequence" in op_type for op_type in _operators(_check(model, whole)))
+
+
+def test_a_sequence_on_data_is_an_error() -> None:
+    """What is computed from a parameter is no constant, either."""
+    best = "best = ArgMax<axis = 0, keepdims = 0>(w)"
+    body = f"h = Mul(x, w) s = SplitToSequence<axis = 1>(h) {best} y = SequenceAt(s, best)"
+    with pytest.raises(SurgeryError, match="no gradient is known for SequenceAt"):
+        gradient(_model(body), of="y", wrt=["w"], weight=1.0)
+
+
 def test_parameters_of_a_loop_are_shared() -> None:
     body = LOOP.format(goes_on="next = Identity(cond)")
     model = _model(body)
@@ -313,7 +350,7 @@ def test_training_inlines_and_unrolls() -> None:
     for _ in range(3):
         loss = ((torch.tanh(torch.tanh(x @ w)) - torch.tensor(targets)) ** 2).mean()
         w.data -= 0.1 * torch.autograd.grad(loss, w)[0]
-        expected.append(float(loss))
+        expected.append(loss.item())
     np.testing.assert_allclose([training.run(X, targets, 0.1)[0] for _ in range(3)], expected, rtol=1e-5)
 
 
