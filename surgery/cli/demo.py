@@ -43,7 +43,7 @@ def demo(
     say("1. Convert a network that was trained on MNIST, from Caffe's format.")
     _run("surgery", "convert", short(source), "-o", str(network))
     _run("surgery", "inspect", str(network))
-    say("2. Take few labelled examples of another data set: the digits of scikit-learn.")
+    say("\n2. Take few labelled examples of another data set: the digits of scikit-learn.")
     _run("python", "-m", "surgery.demo.digits", str(data), "--train", str(examples))
     titles = {
         "finetuned": "3. Operate: a new output layer, the first layers frozen, dropout, max-norm. Then fine-tune.",
@@ -52,18 +52,18 @@ def demo(
     for name, title in titles.items():
         recipe = PACKAGE / "demo" / f"{name}.yaml"
         operated, trained = output / f"{name}.onnx", output / name
-        say(title)
+        say(f"\n{title}")
         _run("cat", short(recipe))
         _run("surgery", "apply", short(recipe), str(network), "-o", str(operated))
         if name == "finetuned":
             _run("surgery", "inspect", str(operated))
         _run("surgery", "train", str(operated), str(data), "--recipe", short(recipe), "-o", str(trained))
-    say("5. Measure both on the digits that neither has seen.")
+    say("\n5. Measure both on the digits that neither has seen.")
     accuracy = {}
     for name in titles:
         text = _run("surgery", "evaluate", str(output / name / "model.onnx"), str(data), "--json")
         accuracy[name] = json.loads(text)["accuracy"]
-    say(f"accuracy fine-tuned           {accuracy['finetuned']:.2%}")
+    say(f"\naccuracy fine-tuned           {accuracy['finetuned']:.2%}")
     say(f"accuracy from random weights  {accuracy['scratch']:.2%}")
     say(f"\nThe network, its history and curves are in {output / 'finetuned'}. To see it in Netron:")
     say(f"$ surgery view {output / 'finetuned' / 'model.onnx'}")
@@ -82,5 +82,4 @@ def _run(*command: str) -> str:
             lines.append(line)
     if process.returncode:
         raise typer.Exit(process.returncode)
-    say()
     return "".join(lines)
