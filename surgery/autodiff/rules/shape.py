@@ -94,33 +94,39 @@ def split(c: Context) -> Gradients:
 @rule("Slice")
 def slice_(c: Context) -> Gradients:
     """Pads dy with zeros; with steps, writes it to the places that it was taken from."""
-    op, x = c.op, c.x()
+    op, x, starts = c.op, c.x(), _starts(c)
+    if starts is None:
+        shape = c.shape_of(x)
+        taken = op.Slice(positions(c, shape), *c.node.inputs[1:])
+        return [flat_scatter(c, taken, c.dy, shape, "none")]
+    sizes, kept, rank = c.dims(x), c.dims(c.y()), c.rank(x)
+    pads = [0] * 2 * rank
+    for axis, start in starts.items():
+        size, count = sizes[axis], kept[axis]
+        if size is None or count is None:
+            return [_padded_at_run_time(c, [starts.get(i, 0) for i in range(rank)])]
+        pads[axis] = min(start, size) if start >= 0 else max(start + size, 0)
+        pads[rank + axis] = size - pads[axis] - count
+    return [op.Pad(c.dy, op.constant(pads))]
+
+
+def _starts(c: Context) -> dict[int, int] | None:
+    """Where a Slice starts on which axes; None if it has steps or is not known beforehand."""
     starts, ends = c.constant_of(1), c.constant_of(2)
     axes = c.constant_of(3) if c.has(3) or starts is None else np.arange(starts.size)
     steps = c.constant_of(4) if c.has(4) else np.ones(1, np.int64)
     if any(v is None for v in (starts, ends, axes, steps)) or np.any(steps != 1):
-        shape = c.shape_of(x)
-        taken = op.Slice(positions(c, shape), *c.node.inputs[1:])
-        return [flat_scatter(c, taken, c.dy, shape, "none")]
-    sizes = c.dims(x)
-    rank = len(sizes)
-    begin = [0] * rank
-    for axis, start in zip(axes.tolist(), starts.tolist(), strict=True):
-        begin[axis] = start
-    axes = {int(a) % rank for a in axes}
-    if all(sizes[a] is not None and c.dims(c.y())[a] is not None for a in axes):
-        pads = [0] * 2 * rank
-        for a in axes:
-            size, kept = sizes[a] or 0, c.dims(c.y())[a] or 0
-            pads[a] = min(begin[a], size) if begin[a] >= 0 else max(begin[a] + size, 0)
-            pads[rank + a] = size - pads[a] - kept
-        return [op.Pad(c.dy, op.constant(pads))]
-    shape, before = op.Shape(x), op.constant(begin)
-    if min(begin) < 0:
+        return None
+    return {int(axis) % c.rank(c.x()): int(start) for axis, start in zip(axes, starts, strict=True)}
+
+
+def _padded_at_run_time(c: Context, starts: list[int]) -> ir.Value:
+    op, shape, before = c.op, c.op.Shape(c.x()), c.op.constant(starts)
+    if min(starts) < 0:
         before = op.Where(op.Less(before, op.constant(np.array(0))), op.Add(before, shape), before)
         before = op.Max(before, op.constant(np.array(0)))
     after = op.Sub(op.Sub(shape, before), op.Shape(c.dy))
-    return [op.Pad(c.dy, op.Concat(before, after, axis=0))]
+    return op.Pad(c.dy, op.Concat(before, after, axis=0))
 
 
 @rule("Expand")
