@@ -66,6 +66,7 @@ class Builder:
         self._custom = custom
         self._tops: dict[str, ir.Value] = {}
         self._wanted: dict[ir.Value, str] = {}  # the first top that each value was
+        self._without_value: set[str] = set()  # tops of losses and the like
         self._unread: dict[str, ir.Value] = {}  # tops that no layer has read yet
         self._declared: dict[ir.Value, str] = {}  # outputs that loss layers declare
         self._deferred: list[tuple[LayerParameter, ir.Value, str, str, dict[str, int]]] = []
@@ -98,6 +99,10 @@ class Builder:
 
     def _layer(self, layer: LayerParameter, fields: Fields) -> None:
         layer.name = layer.name or (layer.top[0] if layer.top else layer.type)
+        if layer.type == "Silence":
+            for name in layer.bottom:
+                self._unread.pop(name, None)
+            return
         bottoms = [self._bottom(layer, name) for name in layer.bottom]
         self.op.prefix = f"{layer.name}/"
         context = Context(self, layer, bottoms, fields)
@@ -113,8 +118,10 @@ class Builder:
         self._name_node(layer, before, tops)
         for name in layer.bottom:
             self._unread.pop(name, None)
+        self._versions.update(layer.top)
+        if not tops:
+            self._without_value.update(layer.top)
         for name, value in zip(layer.top, tops, strict=False):
-            self._versions[name] += 1
             self._tops[name] = value
             self._wanted.setdefault(value, name)
             if value in bottoms or not value.is_graph_input():
@@ -136,6 +143,8 @@ class Builder:
         if name in self._tops:
             return self._tops[name]
         where = f"{self.path}: layer {layer.name!r} ({layer.type}): bottom {name!r}"
+        if name in self._without_value:
+            raise SurgeryError(f"{where} is a loss or a measure, of which there is nothing in a model; drop the layer")
         if name in self._makers:
             raise SurgeryError(
                 f"{where} is made only later, by layer {self._makers[name]!r}; layers run in the order of the file"
@@ -143,13 +152,16 @@ class Builder:
         raise SurgeryError(f"{where} is made by no layer{nearest(name, self._tops)}")
 
     def _name_node(self, layer: LayerParameter, before: int, tops: Sequence[ir.Value]) -> None:
-        """Gives the layer's name to the operator that makes its first top, unless the layer gave it to another."""
+        """Gives the layer's name to the operator that makes its first top, unless the layer gave it to another.
+
+        All names of operators are different in the end.
+        """
         new = list(itertools.islice(reversed(self.graph), len(self.graph) - before))
         named = [node for node in new if node.name == layer.name]
         if not named and tops and (producer := tops[0].producer()) in new:
             named = [producer]
-        for node in named:
-            node.name = _unique(layer.name, self._node_names)
+        for node in reversed(new):
+            node.name = _unique(layer.name if node in named else str(node.name), self._node_names)
 
     def reads(self, top: str) -> int:
         """How many layers read what `top` holds at this layer."""
@@ -290,7 +302,10 @@ class Builder:
 
 def _unique(name: str, taken: Counter[str]) -> str:
     taken[name] += 1
-    return name if taken[name] == 1 else _unique(f"{name}_{taken[name]}", taken)
+    while taken[name] > 1:
+        name = f"{name}_{taken[name]}"
+        taken[name] += 1
+    return name
 
 
 def _count_reads(layers: Sequence[LayerParameter]) -> Counter[tuple[str, int]]:

@@ -60,6 +60,7 @@ def test_mtcnn_equals_opencv(shared_data: Path, name: str, size: int, rng: np.ra
 
 @pytest.mark.parametrize("size", [(12, 12), (37, 52), (40, 41), (57, 81), (100, 75)])
 @pytest.mark.parametrize("free", [True, False])
+@pytest.mark.training
 def test_mtcnn_runs_at_other_sizes(
     shared_data: Path, size: tuple[int, int], free: bool, rng: np.random.Generator
 ) -> None:

@@ -484,12 +484,27 @@ def test_custom_that_is_none(tmp_path: Path, custom: str, message: str) -> None:
         convert(write(tmp_path, CUSTOM), custom=custom)
 
 
+def test_what_a_loss_makes_can_be_silenced_but_not_used(tmp_path: Path) -> None:
+    text = """layer { name: "x" type: "Input" top: "x" top: "label" input_param { shape { dim: 1 dim: 3 } } }
+              layer { name: "loss" type: "SoftmaxWithLoss" bottom: "x" bottom: "label" top: "loss" }
+              layer { name: "quiet" type: "Silence" bottom: "loss" }"""
+    assert [o.name for o in convert(write(tmp_path, text)).graph.outputs] == ["prob"]
+    with pytest.raises(SurgeryError, match="'loss' is a loss or a measure"):
+        convert(write(tmp_path, text.replace("Silence", "AbsVal")))
+
+
 def test_two_layers_may_have_one_name(tmp_path: Path) -> None:
     text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
               layer { name: "a" type: "ReLU" bottom: "x" top: "y" }
-              layer { name: "a" type: "AbsVal" bottom: "y" top: "z" }"""
-    model = convert(write(tmp_path, text))
-    assert [n.name for n in model.graph] == ["a", "a_2"]
+              layer { name: "a" type: "InnerProduct" bottom: "y" top: "z"
+                      inner_product_param { num_output: 2 axis: 0 } }
+              layer { name: "a" type: "InnerProduct" bottom: "y" top: "u"
+                      inner_product_param { num_output: 2 axis: 0 } }"""
+    model = convert(write(tmp_path, text), batch=1)
+    names = [str(n.name) for n in model.graph]
+    assert {"a", "a_2", "a_3"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert set(model.graph.initializers) > {"a.weight", "a.weight_2"}
 
 
 def test_write_net_is_read(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ POOLINGS = [
 @pytest.mark.parametrize("average", [False, True])
 @pytest.mark.parametrize("ceil", [True, False])
 @pytest.mark.parametrize("free", [True, False], ids=["any size", "known size"])
+@pytest.mark.training
 def test_pooling(
     tmp_path: Path,
     size: tuple[int, int],

@@ -22,12 +22,6 @@ def split(c: Context) -> list[ir.Value]:
     return [c.x] * len(c.layer.top)
 
 
-@layer("Silence")
-def silence(c: Context) -> list[ir.Value]:
-    """Reads bottoms so that they are no outputs."""
-    return []
-
-
 @layer("Concat")
 def concat(c: Context) -> ir.Value:
     param = c.layer.concat_param
