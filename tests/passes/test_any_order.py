@@ -110,6 +110,7 @@ steps = st.one_of(
     step("fold_batchnorm", layers=selectors),
     step("insert", layers=selectors, operator=st.sampled_from(["Identity", "LeakyRelu", "Neg"])),
     step("prune_outputs", keep=st.sampled_from(["y", "z", "out"])),
+    step("cast", to=st.just("float16"), keep=selectors),
     step("run", target=st.sampled_from(["IdentityEliminationPass", "CommonSubexpressionEliminationPass"])),
 )
 

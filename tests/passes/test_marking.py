@@ -237,3 +237,9 @@ def test_a_pass_runs_among_onnx_irs_own() -> None:
 def test_a_pass_that_there_is_not_suggests_the_nearest() -> None:
     with pytest.raises(AttributeError, match="surgery has no pass 'Freze'; did you mean 'Freeze'"):
         surgery.passes.Freze  # noqa: B018
+
+
+def test_two_passes_of_one_name_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"a pass named freeze already, in surgery\.passes\.freeze"):
+        type("Freeze", (Pass,), {"__module__": "elsewhere"})
+    assert surgery.passes.registry["freeze"] is Freeze
