@@ -100,9 +100,8 @@ class Context:
     def need(self, bottoms: int, tops: int = 1) -> None:
         """Raises unless the layer has so many bottoms and tops."""
         if len(self.bottoms) != bottoms or len(self.layer.top) != tops:
-            raise self.error(
-                f"takes {bottoms} bottom and {tops} top, and has {len(self.bottoms)} and {len(self.layer.top)}"
-            )
+            found = f"{len(self.bottoms)} bottoms and {len(self.layer.top)} tops"
+            raise self.error(f"has {found}; it takes {bottoms} and {tops}")
 
     def is_top(self, value: ir.Value, name: str) -> bool:
         """Whether `value` was first the top `name`, not another name for another layer's."""
@@ -136,9 +135,8 @@ class Context:
         self.need_rank(axis + 1, value=value)
         size = self.dims(value)[axis]
         if not isinstance(size, int):
-            raise self.error(
-                f"needs to know the size of axis {axis} of its bottom; give the input's with `shape`, as 3x224x224"
-            )
+            how = "with `batch`" if self.builder.batch_size(size) else "with `shape`, as 3x224x224"
+            raise self.error(f"needs to know the size of axis {axis} of its bottom; give the input's {how}")
         return size
 
     def shaped(self, value: ir.Value, dims: Sequence[Dim | None]) -> ir.Value:
@@ -179,7 +177,9 @@ class Context:
         """
         if filler is None or not filler.ListFields():
             filler = FillerParameter(type=default, value=value)
-        return self.builder.parameters.get(self, index, role, tuple(shape), filler, tuple(blob_shape or shape))
+        return self.builder.parameters.get(
+            self, index, role, tuple(shape), filler, tuple(shape if blob_shape is None else blob_shape)
+        )
 
     def constant(self, role: str, data: np.ndarray) -> ir.Value:
         """Returns an initializer ``<layer>.<role>`` that training must not change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from surgery.errors import SurgeryError
 __all__ = ["Source", "find_files", "is_caffe", "parse_text", "read_source"]
 
 _MOST_TEXT, _MOST_LAYERS = 2**24, 20_000  # bytes and layers; definitions of published nets have less than a tenth
-_DEFINITION, _WEIGHTS = (".prototxt", ".pbtxt", ".pt.txt", ".prototxt.txt"), (".caffemodel", ".caffemodel.h5")
+_DEFINITION, _WEIGHTS = (".prototxt", ".prototxt.txt"), (".caffemodel", ".caffemodel.h5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,13 @@ def _stem(path: Path) -> str:
 
 def _definitions(folder: Path) -> list[Path]:
     """The files of `folder` that may define a network to run: not those that the names say to be for training."""
-    found = [p for p in _files(folder, _DEFINITION) if "solver" not in p.name]
-    deploy = [p for p in found if not any(word in p.name for word in ("train", "test", "val"))]
+    found = [p for p in _files(folder, _DEFINITION) if "solver" not in _words(p)]
+    deploy = [p for p in found if not any(w.startswith("train") or w in ("test", "val") for w in _words(p))]
     return deploy or found
+
+
+def _words(path: Path) -> list[str]:
+    return re.split("[^a-z]+", path.name.lower())
 
 
 def find_files(source: Path, weights: Path | None = None) -> tuple[Path | None, Path | None]:
@@ -146,7 +151,7 @@ def parse_text(path: Path, kind: type[_M], *, lenient: bool = False) -> _M:
     if size > _MOST_TEXT:
         raise SurgeryError(f"{path}: has {size / 2**20:.0f} MB, too much for a definition; is it the weights' file?")
     data = path.read_bytes()
-    if data.count(b"layer") > _MOST_LAYERS:
+    if sum(1 for _ in re.finditer(rb"layers?\s*[:{<]", data)) > _MOST_LAYERS:
         raise SurgeryError(f"{path}: has more than {_MOST_LAYERS:,} layers; no Caffe net has")
     if b"\0" in data:
         raise SurgeryError(f"{path}: is binary; a Caffe definition is text (weights go to `weights`)")
@@ -157,7 +162,7 @@ def parse_text(path: Path, kind: type[_M], *, lenient: bool = False) -> _M:
 
 
 def _decoded(data: bytes) -> str:
-    return data.decode("utf-8", errors="replace")
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def _layer_fields(path: Path, net: NetParameter, count: int) -> list[Fields]:

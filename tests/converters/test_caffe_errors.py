@@ -57,6 +57,7 @@ def binary(text: str, blobs: dict[str, list[tuple[list[int], int]]]) -> bytes:
     (b"<html><body>404</body></html>", "not a Caffe net definition"),
     (b'base_lr: 0.1 lr_policy: "fixed"', "it is a solver"),
     (b'name: "empty"', "has no layers"),
+    ("\ufefflayer { name: }".encode(), "1:15"),  # a byte order mark is none of the text
     (b'layer { name: "x" tpye: "Input" }', r'1:19.*"tpye"'),
 ])  # fmt: skip
 def test_files_that_are_no_definition(tmp_path: Path, content: bytes, message: str) -> None:
@@ -188,6 +189,7 @@ BAD_LAYERS = [
     ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 5 } }", "do not divide"),
     ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: -1 } }", "-1 may stand once"),
     ("Reshape", "reshape_param { shape { dim: 3 dim: 64 } }", "`batch`"),
+    ("InnerProduct", "inner_product_param { num_output: 4 axis: 0 }", "`batch`"),
     ("Slice", "slice_param { slice_point: 5 }", "tops"),
     ("Permute", "permute_param { order: 0 order: 0 }", "not one of 4 axes"),
     ("Permute", "permute_param { order: 7 }", "not one of 4 axes"),
@@ -205,7 +207,7 @@ BAD_LAYERS = [
     ("Flatten", "flatten_param { axis: 2 end_axis: 1 }", "from axis 2 to axis 1"),
     ("Scale", "scale_param { axis: 3 num_axes: 2 }", "covers 2 axes"),
     ("Bias", "bias_param { axis: 9 }", "out of range"),
-    ("ReLU", 'top: "b"', "1 top"),
+    ("ReLU", 'top: "b"', "2 tops"),
     ("LSTM", "recurrent_param { num_output: 4 }", "bottoms"),
     ("BatchReindex", "", "bottom"),
     ("Parameter", "parameter_param { shape { dim: 4000000000 } }", "parameters to fill"),
