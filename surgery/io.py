@@ -61,6 +61,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     LiftConstantsToInitializersPass(size_limit=0)(model)
     _reshape_weights(model.graph)
     _name_nodes(model)
+    _separate_statistics(model.graph)
     if any(o.dtype is None for node in model.graph for o in node.outputs if o.uses() or o.is_graph_output()):
         with contextlib.suppress(SurgeryError):  # what the file says otherwise is as good as without
             infer_shapes(model)
@@ -120,6 +121,33 @@ def _name_nodes(model: ir.Model) -> None:
     for node in model.graph:
         if not node.name:
             node.name = next((o.name for o in node.outputs if o.name), node.op_type)
+
+
+def _separate_statistics(graph: ir.Graph) -> None:
+    """Gives each BatchNormalization statistics of its own: PyTorch's exporter makes equal tensors one, as 0 and 1."""
+    for node in list(graph):
+        if node.op_type != "BatchNormalization" or len(node.inputs) != 5:
+            continue
+        for index, role in ((3, "running_mean"), (4, "running_var")):
+            value = node.inputs[index]
+            maker = value.producer() if value is not None else None
+            source = maker.inputs[0] if maker is not None and maker.op_type == "Identity" else value
+            if value is None or source is None or source.const_value is None or not source.is_initializer():
+                continue
+            if all(user.op_type == node.op_type and i == index for user, i in source.uses()):
+                continue
+            name = f"{node.name}.{role}"
+            while name in graph.initializers:
+                name += "_"
+            own = ir.Value(name=name, shape=source.shape, type=source.type)
+            node.replace_input_with(index, own)
+            if maker is not None and source is not value and not value.uses() and not value.is_graph_output():
+                own.name = value.name  # the one it had in PyTorch
+                graph.remove(maker, safe=True)
+            own.const_value = ir.Tensor(
+                source.const_value.numpy().copy(), dtype=source.const_value.dtype, name=own.name
+            )
+            graph.register_initializer(own)
 
 
 def _weights(model: ir.Model) -> list[ir.Value]:

@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from surgery import io
 from surgery.errors import SurgeryError
 from surgery.io import infer_shapes, load, save
+from surgery.layers import layers
 from surgery.marks import marks, set_marks
+from tests.graphs import run
 
 SMALL = """<ir_version: 8, opset_import: ["": 13]> g (float[N,4] x) => (float[N,3] y)
     <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}> {a = Relu(x) y = MatMul(a, w)}"""
@@ -133,6 +136,30 @@ class TestLoad:
             np.testing.assert_array_equal(weight(model), array.reshape(4, 300))
             onnx.save(proto, tmp_path / "external.onnx", save_as_external_data=True, size_threshold=0)
         assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
+
+    def test_statistics_that_an_exporter_made_one_with_other_tensors_are_separate_again(self, tmp_path: Path) -> None:
+        proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+            g (float[N,2,3] x) => (float[N,2,3] z)
+            <float[2] one = {1, 1}, float[2] zero = {0, 0}, float[2] mean = {0, 0}> {
+                running = Identity(one) bias = Identity(mean)
+                y = BatchNormalization(x, one, zero, zero, running)
+                z = BatchNormalization(y, one, bias, mean, one)}""")
+        for node in proto.graph.node:  # the name that the statistics would get is taken
+            node.input[:] = [name.replace("zero", "y.running_mean") for name in node.input]
+        proto.graph.initializer[1].name = "y.running_mean"
+        onnx.save(proto, tmp_path / "m.onnx")
+        model = load(tmp_path / "m.onnx")
+        first, second = (layer.parameters for layer in layers(model))
+        assert first["var"].name == "running"
+        assert first["mean"].name == "y.running_mean_"
+        assert first["scale"] is second["scale"]  # what is shared on purpose cannot be told
+        statistics = [p[role] for p in (first, second) for role in ("mean", "var")]
+        assert len({*statistics, first["scale"], first["bias"], second["bias"]}) == 7
+        assert all(isinstance(v.const_value, ir.Tensor) for v in statistics)
+        assert [n.op_type for n in model.graph] == ["Identity", "BatchNormalization", "BatchNormalization"]
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        x = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
+        np.testing.assert_array_equal(run(model, x)[0], ReferenceEvaluator(proto).run(None, {"x": x})[0])
 
 
 class TestExternalData:
