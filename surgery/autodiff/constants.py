@@ -99,6 +99,9 @@ def _leaf(value: ir.Value) -> np.ndarray | None:
         return None
     if node.op_type == "Shape":
         return _shape(node, None)
+    if node.op_type == "Size":
+        shape = _shape(node, None)
+        return None if shape is None else np.array(shape.prod(), np.int64)
     if node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[1] is not None:
         source = node.inputs[0].producer()
         index = ir.convenience.get_const_tensor(node.inputs[1])

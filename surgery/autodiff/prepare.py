@@ -119,10 +119,14 @@ def _needed(graph: ir.Graph, names: set[str]) -> set[ir.Node]:
     return needed
 
 
-def _has_body(node: ir.Node) -> bool:
+def _schema(node: ir.Node) -> onnx.defs.OpSchema:
     version = node.graph.opset_imports.get("", 1) if node.graph is not None else 1
+    return onnx.defs.get_schema(node.op_type, version)
+
+
+def _has_body(node: ir.Node) -> bool:
     try:
-        schema = onnx.defs.get_schema(node.op_type, version)
+        schema = _schema(node)
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]
@@ -140,8 +144,10 @@ def _expand(splicer: Splicer, node: ir.Node) -> None:
                 inner.const_value = ir.tensor(tensor.numpy(), name=inner.name)
         inputs.append(inner)
     alone = ir.node(node.op_type, inputs, num_outputs=len(node.outputs), name=node.op_type)
-    for name, attribute in node.attributes.items():
-        alone.attributes[name] = attribute
+    alone.attributes.update(node.attributes)
+    for name, attribute in _schema(node).attributes.items():  # the inliner does not know the default ones
+        if name not in node.attributes and attribute.default_value.type:
+            alone.attributes[name] = ir.from_proto(attribute.default_value)
     for index, (inner, outer) in enumerate(zip(alone.outputs, node.outputs, strict=True)):
         inner.name = f"y{index}" if outer.name else ""
         inner.type, inner.shape = outer.type, outer.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+import torch.nn.functional as F
 
 from surgery import runtime
 from surgery.autodiff.api import gradient
@@ -273,19 +275,35 @@ def test_parameters_of_a_loop_are_shared() -> None:
     np.testing.assert_allclose(session.run(["gradient/scale"], {"x": X})[0], expected.numpy(), rtol=1e-5)
 
 
-# Operators without a rule of their own, and what they are in PyTorch.
-FUNCTIONS: list[tuple[str, int, Callable[[torch.Tensor], torch.Tensor]]] = [
-    ("CenterCropPad<axes: ints = [1]>(h, two)", 18, lambda h: h[:, :2]),
-]
+def test_an_operator_that_onnx_defines_by_a_function_is_expanded() -> None:
+    assert "CenterCropPad" not in registered()
+    body = "h = Mul(x, w) y = CenterCropPad<axes: ints = [1]>(h, two)"
+    _check(_model(body, 18, constants=", int64[1] two = {2}"), lambda x, w: (x * w)[:, :2])
 
 
-@pytest.mark.parametrize(("call", "version", "function"), FUNCTIONS)
-def test_function_bodied_operators_are_expanded(
-    call: str, version: int, function: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    body = f"two = Constant<value_ints: ints = [2]>() h = Mul(x, w) y = {call}"
-    assert call.partition("<")[0] not in registered()
-    _check(_model(body, version), lambda x, w: function(x * w))
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "Celu": F.celu,
+    "Elu<alpha = 0.5>": lambda h: F.elu(h, 0.5),
+    "Gelu": F.gelu,
+    "HardSigmoid": lambda h: (0.2 * h + 0.5).clamp(0, 1),
+    "LogSoftmax": lambda h: h.log_softmax(-1),
+    "Mish": F.mish,
+    "ReduceLogSumExp": lambda h: h.logsumexp((0, 1), True),
+    "Selu": F.selu,
+    "Shrink<bias = 0.1, lambd = 0.1>": lambda h: F.softshrink(h, 0.1),
+    "Softsign": F.softsign,
+    "ThresholdedRelu<alpha = 0.2>": lambda h: F.threshold(h, 0.2, 0.0),
+}
+
+
+@pytest.mark.parametrize("call", FUNCTIONS)
+def test_bodies_give_what_rules_give(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators that do have a rule, without it; attributes that are left out have the values that ONNX says."""
+    op_type = call.partition("<")[0]
+    rest = registered() - {op_type}
+    monkeypatch.setattr(sys.modules[prepare.__module__], "registered", lambda: rest)
+    made = _check(_model(f"h = Mul(x, w) y = {call}(h)", 20), lambda x, w: FUNCTIONS[call](x * w))
+    assert op_type not in _operators(made)
 
 
 def test_cross_entropy_is_expanded() -> None:
