@@ -23,6 +23,7 @@ from surgery.layers import STATISTICS, find_output, layers
 from surgery.marks import marks
 from surgery.training.losses import loss_of, strip_activation
 from surgery.training.optimizers import Link, Updating, update
+from surgery.training.winograd import minimize_convolutions
 
 __all__ = ["Objective", "Step", "Term", "evaluation_step", "training_step", "trainable_parameters"]
 
@@ -274,6 +275,8 @@ def training_step(
     forward = _forward(model, loss, output, "step/", changing=True)
     graph, op = forward.model.graph, forward.op
     new = _training_mode(forward, seed)
+    if minimize_convolutions(op, forward.parameters):
+        infer_shapes(forward.model)
     states: dict[str, np.ndarray] = {}
     rate = ir.val("learning_rate", ir.DataType.FLOAT, ())
     count = ir.val("step", ir.DataType.FLOAT, ())
