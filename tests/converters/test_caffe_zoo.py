@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 
 from converters import convert
+from converters.caffe import caffe_pb2
+from converters.caffe.read import parse_text
 from surgery.marks import preprocessing
 from tests.converters.caffe_checks import opencv, run
 
@@ -72,30 +74,32 @@ def test_all_of_the_zoo_is_in_this_test(shared_data: Path) -> None:
     assert names == {name for name, _ in ZOO}
 
 
-def test_deploy_definitions_equal_opencv(shared_data: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    """SqueezeNet (global pooling, Concat) and CaffeNet's convolutions with groups and LRN, from the same fillers."""
-    import onnx_ir as ir
-
-    from converters.caffe import caffe_pb2
-    from converters.caffe.read import parse_text
-
-    for name in ("squeezenet_v1.1/deploy.prototxt", "cifar10/cifar10_full.prototxt"):
-        definition = shared_data / "caffe" / "zoo" / name
-        model = convert(definition, seed=3)
-        net = parse_text(definition, caffe_pb2.NetParameter)
-        for layer in net.layer:
-            for role in ("weight", "bias"):
-                value = model.graph.initializers.get(f"{layer.name}.{role}")
-                if value is not None:
-                    assert isinstance(value.const_value, ir.Tensor)
-                    array = value.const_value.numpy()
-                    layer.blobs.add(data=array.ravel()).shape.dim.extend(array.shape)
-        weights = tmp_path / "net.caffemodel"
-        weights.write_bytes(net.SerializeToString())
-        size = 227 if "squeeze" in name else 32
-        x = rng.normal(size=(2, 3, size, size)).astype(np.float32)
-        expected = opencv(definition, weights, x)["prob"]
-        np.testing.assert_allclose(run(model, x)["prob"], expected, atol=1e-5)
+@pytest.mark.parametrize("name", [
+    "squeezenet_v1.1/deploy.prototxt",
+    "cifar10/cifar10_full.prototxt",
+    "bvlc_googlenet/deploy.prototxt",
+    pytest.param("bvlc_alexnet/deploy.prototxt", marks=pytest.mark.slow),
+    pytest.param("net_surgery/bvlc_caffenet_full_conv.prototxt", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_definitions_equal_opencv(shared_data: Path, tmp_path: Path, name: str, rng: np.random.Generator) -> None:
+    """With the same weights, those of the fillers."""
+    definition = shared_data / "caffe" / "zoo" / name
+    model = convert(definition, seed=3)
+    net = parse_text(definition, caffe_pb2.NetParameter)
+    for layer in net.layer:
+        for role in ("weight", "bias"):
+            value = model.graph.initializers.get(f"{layer.name}.{role}")
+            if value is not None:
+                assert value.const_value is not None
+                array = value.const_value.numpy()
+                layer.blobs.add(data=array.ravel()).shape.dim.extend(array.shape)
+    weights = tmp_path / "net.caffemodel"
+    weights.write_bytes(net.SerializeToString())
+    (input,) = model.graph.inputs
+    assert input.shape is not None
+    x = 50 * rng.normal(size=(1, *(d for d in input.shape if isinstance(d, int)))).astype(np.float32)
+    expected = opencv(definition, weights, x)["prob"]
+    np.testing.assert_allclose(run(model, x)["prob"], expected, atol=1e-5)
 
 
 def test_old_lenet_reads_mnist(shared_data: Path) -> None:
