@@ -14,7 +14,7 @@ from converters.caffe.caffe_pb2 import LayerParameter
 from converters.caffe.context import Context, Dim, LayerFunction, find_layer, known_types
 from converters.caffe.fields import Fields, unknown_field
 from converters.caffe.parameters import Parameters
-from converters.caffe.phases import included
+from converters.caffe.phases import DATA_LAYERS, included
 from converters.caffe.read import Source
 from converters.caffe.transform import find_mean, find_transformation, preprocessing
 from surgery.emit import Emitter
@@ -129,7 +129,8 @@ class Builder:
 
     def _function(self, context: Context) -> LayerFunction:
         known = find_layer(context.layer.type)
-        if known is not None and (name := unknown_field(context.fields, LayerParameter.DESCRIPTOR)):
+        strict = known is not None and context.layer.type not in DATA_LAYERS  # of those, little is used
+        if strict and (name := unknown_field(context.fields, LayerParameter.DESCRIPTOR)):
             raise context.error(f"has a field {name!r}, which Caffe does not know; only a layer of `custom` may")
         function = known or self._custom
         if function is None:

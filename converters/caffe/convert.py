@@ -47,9 +47,10 @@ def convert_caffe(
     any size; the others are the definition's.
 
     What only training has is left out: layers of the TRAIN phase, losses (SoftmaxWithLoss and
-    SigmoidCrossEntropyLoss leave their Softmax and Sigmoid as outputs), Accuracy. Data layers become inputs, their
-    ``transform_param`` the preprocessing. Parameters without a file of weights get their fillers, "xavier" where the
-    definition has none for a weight.
+    SigmoidCrossEntropyLoss leave their Softmax and Sigmoid as outputs), Accuracy. Loss weights and ``propagate_down``
+    go too: say in the recipe which output to train and what to freeze. Data layers become inputs, their
+    ``transform_param`` the preprocessing, but for random mirroring. Parameters without a file of weights get their
+    fillers, "xavier" where the definition has none for a weight.
 
     Args:
         source: The ``.prototxt``, the ``.caffemodel``, or a folder with both; what belongs together is found by name.

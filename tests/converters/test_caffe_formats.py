@@ -473,6 +473,15 @@ def test_custom_layers(tmp_path: Path) -> None:
         convert(write(tmp_path, CUSTOM), custom=lambda c: None)
 
 
+def test_a_forks_data_layer_may_have_fields_of_its_own(tmp_path: Path) -> None:
+    text = """layer { name: "d" type: "AnnotatedData" top: "data" top: "label" annotated_data_param { batch: 3 }
+                      transform_param { crop_size: 4 resize_param { height: 9 } } }
+              layer { name: "odd" type: "Odd" bottom: "data" bottom: "label" top: "odd" }"""
+    model = convert(write(tmp_path, text), custom=lambda c: c.op.Abs(c.x))
+    assert [str(i.shape) for i in model.graph.inputs] == ["[N,3,4,4]"]
+    assert [o.name for o in model.graph.outputs] == ["odd"]
+
+
 @pytest.mark.parametrize(("custom", "message"), [
     ("nonsense", "module:function"),
     ("no_such_module_here:f", "cannot be imported"),

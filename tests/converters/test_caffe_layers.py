@@ -327,6 +327,14 @@ def test_scale_and_bias_by_a_second_bottom(
     check(tmp_path, text, [x, y], [x * wide if type == "Scale" else x + wide])
 
 
+def test_scale_by_a_second_bottom_with_a_bias_of_its_own(tmp_path: Path, rng: np.random.Generator) -> None:
+    x, y, bias = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 4, 5), (3, 4), (3, 4)))
+    text = one("Scale", "scale_param { axis: 1 bias_term: true }", "x y")
+    definition, _ = write_net(tmp_path, text, {"x": x.shape, "y": y.shape}, {"it": [bias]})
+    found = run(convert(definition, batch=3, shape={"x": [3, 4, 5]}), x[[0, 1, 1]], y)["out"]
+    np.testing.assert_allclose(found, x[[0, 1, 1]] * y[..., None] + bias[..., None], rtol=1e-5, atol=1e-5)
+
+
 def batch_norm_blobs(rng: np.random.Generator, total: float = 4.0) -> tuple[list[Array], Array, Array]:
     """The blobs of a BatchNorm of 3 channels, and the mean and variance that they stand for."""
     mean, variance = rng.normal(size=3).astype(np.float32), rng.random(3).astype(np.float32) + 0.5

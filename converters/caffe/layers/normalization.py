@@ -67,12 +67,12 @@ def absorb_scale(c: Context) -> ir.Value | None:
 def lrn(c: Context) -> ir.Value:
     """x / (k + α / n · sum of squares) ^ β, the sum over n neighbouring channels, or over an n × n neighbourhood."""
     c.need(1)
+    c.need_rank(4, 4)
     param = c.layer.lrn_param
     if param.local_size % 2 == 0:
         raise c.error(f"local_size is {param.local_size} and must be odd")
     if param.norm_region == LRNParameter.ACROSS_CHANNELS:
         return c.op.LRN(c.x, size=param.local_size, alpha=param.alpha, beta=param.beta, bias=param.k)
-    c.need_rank(4, 4)
     # Within a channel Caffe takes 1 for k, and zeros around the image count.
     window = Window(param.local_size, 1, param.local_size // 2)
     squares = c.shaped(c.op.Mul(c.x, c.x), c.dims())
