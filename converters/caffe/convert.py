@@ -44,7 +44,8 @@ def convert_caffe(
     place, what the top held before gets the name ``<top>/<layer that made it>``. Parameters are ``<layer>.weight``,
     ``.bias``, ``.slope``, ``.scale``, ``.mean``, ``.var`` in Caffe's layout; ``lr_mult`` and ``decay_mult`` are their
     marks, and what has ``lr_mult: 0`` is frozen. The first dimension of an input, Caffe's batch, is "N" and may have
-    any size; the others are the definition's.
+    any size; the others are the definition's. RNN and LSTM are unrolled over time, as in Caffe, so a net that has them
+    keeps all of the definition's sizes.
 
     What only training has is left out: layers of the TRAIN phase, losses (SoftmaxWithLoss and
     SigmoidCrossEntropyLoss leave their Softmax and Sigmoid as outputs), Accuracy. Loss weights and ``propagate_down``
@@ -88,14 +89,16 @@ def _shapes(shape: Shape | None) -> dict[str, list[Dim]]:
         return {"": _dims([shape])}
     if isinstance(shape, Mapping):
         return {name: _dims(dims.split("x") if isinstance(dims, str) else dims) for name, dims in shape.items()}
-    return {"": _dims(shape)}
+    if isinstance(shape, Sequence):
+        return {"": _dims(shape)}
+    raise SurgeryError(f"the shape {shape!r} is not one; write 3x224x224, or 3x?x? for any size")
 
 
 def _dims(dims: Sequence[int | str]) -> list[Dim]:
     names = ("channels", "height", "width") if len(dims) == 3 else [f"size{i}" for i in range(len(dims))]
     try:
         return [name if d == "?" else int(d) for d, name in zip(dims, names, strict=True)]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         shown = "x".join(str(d) for d in dims)
         raise SurgeryError(f"the shape {shown!r} is not one; write 3x224x224, or 3x?x? for any size") from error
 
@@ -103,17 +106,20 @@ def _dims(dims: Sequence[int | str]) -> list[Dim]:
 def _function(custom: str | Callable[..., Any] | None) -> LayerFunction | None:
     if custom is None or callable(custom):
         return custom
-    module, _, name = custom.partition(":")
+    module, _, name = str(custom).partition(":")
     if not module or not name:
         raise SurgeryError(f"custom {custom!r}: write module:function")
-    if "" not in sys.path:  # a module in the folder where the user is
-        sys.path.insert(0, "")
+    sys.path.insert(0, "")  # a module may lie in the folder where the user is
     try:
-        function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise SurgeryError(f"custom {custom!r}: the module cannot be imported ({error})") from error
-    except AttributeError as error:
-        raise SurgeryError(f"custom {custom!r}: {module} has no {name!r}") from error
+        function = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # whatever the user's module does
+        raise SurgeryError(
+            f"custom {custom!r}: the module cannot be imported ({' '.join(str(error).split())})"
+        ) from error
+    finally:
+        sys.path.remove("")
+    if function is None:
+        raise SurgeryError(f"custom {custom!r}: {module} has no {name!r}")
     if not callable(function):
         raise SurgeryError(f"custom {custom!r}: {name} is not a function")
     return function

@@ -251,6 +251,9 @@ def test_millions_of_layers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("option", "message"), [
     ({"shape": "3x24xy"}, "3x24xy"),
+    ({"shape": 2.5}, r"2\.5"),
+    ({"shape": [1, None, 28]}, "1xNonex28"),
+    ({"custom": 5}, "module:function"),
     ({"shape": {"nothing": [3, 24, 24]}}, "nothing"),
     ({"batch": 0}, "batch"),
     ({"batch": "many"}, "batch"),

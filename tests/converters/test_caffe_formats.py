@@ -482,6 +482,16 @@ def test_a_forks_data_layer_may_have_fields_of_its_own(tmp_path: Path) -> None:
     assert [o.name for o in model.graph.outputs] == ["odd"]
 
 
+def test_custom_modules_lie_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "layers_of_mine.py").write_text("def convert(c):\n    return c.op.Neg(c.x)\n")
+    (tmp_path / "broken_layers_of_mine.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    model = convert(write(tmp_path, CUSTOM), custom="layers_of_mine:convert")
+    assert [n.op_type for n in model.graph] == ["Neg"]
+    with pytest.raises(SurgeryError, match="cannot be imported"):
+        convert(tmp_path / "net.prototxt", custom="broken_layers_of_mine:convert")
+
+
 @pytest.mark.parametrize(("custom", "message"), [
     ("nonsense", "module:function"),
     ("no_such_module_here:f", "cannot be imported"),
