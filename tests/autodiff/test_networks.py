@@ -106,12 +106,12 @@ def _parameters(model: ir.Model) -> list[str]:
 
 
 def _compare(found: Mapping[str, np.ndarray], expected: Mapping[str, torch.Tensor]) -> None:
-    """Each gradient to 1e-3, but for those that are nothing beside the others (and often nothing at all)."""
+    """Each gradient to 3e-4, but for those that are nothing beside the others (and often nothing at all)."""
     norms = {name: float(np.linalg.norm(g.numpy())) for name, g in expected.items()}
     largest = max(norms.values())
     for name, g in expected.items():
         error = np.linalg.norm(found[name] - g.numpy())
-        assert error <= 1e-3 * norms[name] + 1e-6 * largest, f"{name}: error {error:g}, norm {norms[name]:g}"
+        assert error <= 3e-4 * norms[name] + 1e-6 * largest, f"{name}: error {error:g}, norm {norms[name]:g}"
 
 
 def _gradients(
