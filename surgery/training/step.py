@@ -75,11 +75,16 @@ def trainable_parameters(model: ir.Model) -> list[ir.Value]:
     """Returns the parameters that training changes by gradients, in graph order; running statistics are not among them.
 
     Raises:
-        SurgeryError: There are none.
+        SurgeryError: There are none, or one is not float32.
     """
     found = _parameters(model, statistics=False)
     if not found:
         raise SurgeryError("every parameter is frozen: there is nothing to train; unfreeze a layer or replace the head")
+    other = next((p for p in found if p.dtype != ir.DataType.FLOAT), None)
+    if other is not None:
+        raise SurgeryError(
+            f"parameter {other.name!r} is {other.dtype}; training takes float32: train that model, then cast it"
+        )
     return found
 
 

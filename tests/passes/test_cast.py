@@ -15,6 +15,8 @@ from surgery.errors import SurgeryError
 from surgery.io import load, save
 from surgery.marks import marks, set_marks
 from surgery.passes import Cast
+from surgery.training.optimizers import Sgd, chain
+from surgery.training.step import training_step
 from tests.graphs import cnn, mlp, parse, run, squeezenet, weights_of
 
 IMAGE = np.random.default_rng(1).normal(size=(2, 3, 10, 10)).astype(np.float32)
@@ -126,3 +128,10 @@ def test_our_lenet(lenet_files: tuple[Path, Path]) -> None:
     (before,) = run(model, images)
     Cast(to="float16")(model)
     np.testing.assert_allclose(run(model, images)[0], before, atol=5e-3)
+
+
+def test_training_asks_for_the_float32_model() -> None:
+    model = cnn()
+    Cast(to="float16", keep="c1")(model)
+    with pytest.raises(SurgeryError, match="parameter 'w2' is FLOAT16; training takes float32"):
+        training_step(model, chain(Sgd()))
