@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from surgery.autodiff.opset import raise_opset
+from surgery.autodiff.recompute import Recomputation
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 
@@ -222,6 +223,7 @@ def backward(
     wrt: Sequence[ir.Value],
     *,
     fused: bool = False,
+    recompute: bool = False,
     emitter: Emitter | None = None,
 ) -> dict[ir.Value, ir.Value]:
     """Emits into `graph` the gradient of the targets with respect to some of its values.
@@ -231,6 +233,7 @@ def backward(
         targets: What to differentiate, each with its own gradient (ones for a scalar loss).
         wrt: What to differentiate by: inputs, initializers or values in between.
         fused: Use the kernels of the onnxruntime-training build.
+        recompute: Compute activations again instead of keeping them; see `surgery.autodiff.recompute`.
         emitter: What to write with.
 
     Returns:
@@ -261,6 +264,7 @@ def backward(
         total.shape, total.dtype = value.shape, value.dtype
         return total
 
+    again = Recomputation(path if recompute else [], op)
     for node in reversed(path):
         kept = {o: pending[o][:] for o in node.outputs if o in pending and o in wrt}
         gradients = {i: g for i, o in enumerate(node.outputs) if (g := collect(o)) is not None}
@@ -268,7 +272,7 @@ def backward(
             pending[output] = [gradients[output.index() or 0]]
         if not gradients:
             continue
-        context = Context(node, gradients, wanted, op)
+        context = Context(again.twin(node, next(iter(gradients.values())), wanted), gradients, wanted, op)
         for value, gradient in zip(node.inputs, _apply(context, fused), strict=False):
             if value is not None and gradient is not None and value in wanted:
                 pending.setdefault(value, []).append(gradient)

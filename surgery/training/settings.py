@@ -56,6 +56,8 @@ class TrainSettings(BaseModel):
         output: The output to train; needed where the model has several and `losses` names none.
         validation: The share of the examples that is split off to watch, where the data has no validation part.
         keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
+        recompute: Activation checkpointing: compute activations again in the backward pass instead of keeping them;
+            deep networks then train in a fraction of the memory, for one more forward pass of time.
         seed: Of the split, the order of the examples and dropout.
     """
 
@@ -80,6 +82,7 @@ class TrainSettings(BaseModel):
     output: str | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Literal["best", "last"] = "best"
+    recompute: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -261,6 +261,7 @@ def training_step(
     loss: Objective = "auto",
     output: str | None = None,
     fused: bool = False,
+    recompute: bool = False,
     seed: int = 0,
 ) -> Step:
     """Builds the step graph that trains `model`, which is left as it is.
@@ -272,6 +273,7 @@ def training_step(
             several outputs at once, a mapping from their names to these.
         output: The output to train; needed where there are several and `loss` names none.
         fused: Use the kernels of the onnxruntime-training build.
+        recompute: Compute activations again in the backward pass instead of keeping them (activation checkpointing).
         seed: Of dropout.
 
     Raises:
@@ -288,7 +290,7 @@ def training_step(
     graph.inputs.append(rate)
     one = op.constant(1.0, ir.DataType.FLOAT)
     cost = forward.measures["loss"]
-    gradients = backward(graph, {cost: one}, forward.parameters, fused=fused, emitter=op)
+    gradients = backward(graph, {cost: one}, forward.parameters, fused=fused, recompute=recompute, emitter=op)
     next_count = op.Add(count, one)
     counted = False
 

@@ -121,6 +121,7 @@ def train(
         loss=objective,
         output=settings.output,
         fused=runtime.has_training_kernels(),
+        recompute=settings.recompute,
         seed=settings.seed,
     )
     if validation is not None:
