@@ -155,6 +155,11 @@ def test_lp_pool(rng: np.random.Generator, name: str, p: int) -> None:
     _check(rng, "LpPool", shape, attributes | {"p": p}, opset=13)
 
 
+@pytest.mark.parametrize("name", [*DILATED, "ceil", "ceil padded", "ceil 2x2"])
+def test_lp_pool_of_a_new_operator_set(rng: np.random.Generator, name: str) -> None:
+    _check(rng, "LpPool", *(CASES | DILATED)[name], opset=18)
+
+
 @pytest.mark.parametrize("op_type", EXPRESSIONS)
 @pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("same")])
 def test_pool_of_an_unknown_size(rng: np.random.Generator, op_type: str, name: str) -> None:

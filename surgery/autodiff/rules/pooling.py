@@ -28,26 +28,34 @@ def max_pool(c: Context) -> Gradients:
 
     The MaxPoolGrad of the onnxruntime-training build is no faster, and needs to know the batch's size beforehand.
     """
-    op, flat, shape, indices = c.op, c.op.constant([-1]), c.shape_of(c.x()), _indices(c)
     dtype = c.dy.dtype or ir.DataType.FLOAT
+    if dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+        return [_unpooled(c, c.dy, dtype)]
+    # Runtimes add at places, and better, in float.
+    wide = _unpooled(c, c.op.Cast(c.dy, to=int(ir.DataType.FLOAT)), ir.DataType.FLOAT)
+    return [c.op.Cast(wide, to=int(dtype))]
+
+
+def _unpooled(c: Context, dy: ir.Value, dtype: ir.DataType) -> ir.Value:
+    op, flat, shape, indices = c.op, c.op.constant([-1]), c.shape_of(c.x()), _indices(c)
     win = window(c, c.attr("kernel_shape"))
     overlaps = [-(-k // s) for k, s in zip(win.span, win.strides, strict=True)]
     if max(overlaps) == 1 and dtype == ir.DataType.FLOAT:
-        return [op.MaxUnpool(c.dy, indices, shape, kernel_shape=[1] * win.spatial)]
+        return op.MaxUnpool(dy, indices, shape, kernel_shape=[1] * win.spatial)
     size = op.ReduceProd(shape, keepdims=1)
     zeros = op.ConstantOfShape(size, value=ir.tensor(np.zeros(1, dtype.numpy())))
     if c.opset >= 16:
-        places, dy = op.Reshape(indices, flat), op.Reshape(c.dy, flat)
-        return [op.Reshape(op.ScatterElements(zeros, places, dy, axis=0, reduction="add"), shape)]
+        places, dy = op.Reshape(indices, flat), op.Reshape(dy, flat)
+        return op.Reshape(op.ScatterElements(zeros, places, dy, axis=0, reduction="add"), shape)
     # Before operator set 16 nothing adds at places: windows that do not overlap are written apart, then summed.
     parts = []
     for start in itertools.product(*[range(n) for n in overlaps]):
-        dy, places = (
+        some, places = (
             op.Slice(v, np.array(start), np.full(win.spatial, 2**31), np.array(win.axes), np.array(overlaps))
-            for v in (c.dy, indices)
+            for v in (dy, indices)
         )
-        parts.append(op.ScatterElements(zeros, op.Reshape(places, flat), op.Reshape(dy, flat), axis=0))
-    return [op.Reshape(op.Sum(*parts), shape)]
+        parts.append(op.ScatterElements(zeros, op.Reshape(places, flat), op.Reshape(some, flat), axis=0))
+    return op.Reshape(op.Sum(*parts), shape)
 
 
 @rule("AveragePool")
