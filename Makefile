@@ -1,6 +1,7 @@
 # make demo    sets up and runs the main job: convert, operate, fine-tune, compare
 # make test    sets up and passes the tests, on two ONNX Runtimes
 # make lint    ruff and mypy
+# make operators  writes docs/operators.md: which gradient is proven how
 # make clean   removes what these made
 
 # The first Python from 3.10 to 3.12, the ones onnxruntime-training has wheels for.
@@ -10,7 +11,7 @@ VENV ?= .venv
 # A second ONNX Runtime, the newest stock one, in a folder that stands before the first when it is on PYTHONPATH.
 STOCK ?= .stock
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint operators clean
 
 demo: $(VENV)/demo.done
 	$(VENV)/bin/surgery demo -o out/demo
@@ -26,6 +27,9 @@ lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+operators: $(VENV)/dev.done $(STOCK)/done
+	$(VENV)/bin/python -m tests.autodiff.table $(STOCK)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python"; exit 1; }
