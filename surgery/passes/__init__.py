@@ -7,9 +7,9 @@ import pkgutil
 from typing import Any
 
 from surgery.errors import nearest
-from surgery.passes.base import Change, Pass, Result, registry
+from surgery.passes.base import Change, Pass, Result, pass_dataclass, registry
 
-__all__ = ["Change", "Pass", "Result", "registry"]
+__all__ = ["Change", "Pass", "Result", "pass_dataclass", "registry"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -27,9 +27,12 @@ UNIT_OPS = frozenset({"Gemm", "MatMul", "Conv", "ConvTranspose"})
 
 
 def layer_stem(layer: Layer) -> str:
-    """What the names of the layer's parameters begin with: ``fc`` of ``fc.weight``, else the layer's name."""
-    name = layer.parameters["weight"].name or ""
-    return name.removesuffix(".weight") if name.endswith(".weight") else layer.name
+    """What the names of the layer's parameters begin with: ``fc`` of ``fc.weight`` or ``fc.bias``, else its name."""
+    for role in ("weight", "bias"):
+        name = layer.parameters[role].name if role in layer.parameters else None
+        if name and name.endswith(f".{role}"):
+            return name.removesuffix(f".{role}")
+    return layer.name
 
 
 def _check(layer: Layer) -> np.ndarray:

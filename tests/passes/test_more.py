@@ -251,8 +251,7 @@ class TestRun:
 
     def test_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "my_passes.py").write_text(
-            "from surgery.passes import Change, Pass\n"
-            "from surgery.passes.base import pass_dataclass\n"
+            "from surgery.passes import Change, Pass, pass_dataclass\n"
             "import onnx_ir as ir\n\n\n"
             "@pass_dataclass\n"
             "class Stamp(Pass):\n"

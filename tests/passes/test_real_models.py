@@ -153,6 +153,30 @@ class TestPyTorch:
         np.testing.assert_allclose(run(reloaded(model, tmp_path), IMAGE)[0], before, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("net", [Residual, Squeeze, Tokens])
+def test_pytorchs_newer_exporter(net: Callable[[], torch.nn.Module], training: bool, tmp_path: Path) -> None:
+    """Which keeps dropout and BatchNormalization of a net in training mode only, and names operators anew."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            net().train(training),
+            (torch.randn(2, 3, 9, 9),),
+            dynamo=True,
+            verbose=False,
+            optimize=not training,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )
+    onnx.save(program.model_proto, tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    assert apply(model, EVERYTHING)
+    again = reloaded(model, tmp_path)
+    np.testing.assert_allclose(run(again, IMAGE)[0].sum(-1), 1, rtol=1e-5)
+    assert not apply(again, EVERYTHING)
+    assert head(again).parameters["weight"].name == ("classifier.1.weight" if net is Squeeze else "fc.weight")
+
+
 def test_our_lenet(lenet_files: tuple[Path, Path]) -> None:
     definition, weights = lenet_files
     model = convert(definition, weights=weights)
