@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
+from surgery.validation import explain
 
 __all__ = [
     "LOSSES",
@@ -192,9 +193,8 @@ def loss_of(what: Any) -> _Loss:
     try:
         return _adapter.validate_python(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][1:])
-        raise SurgeryError(f"loss {name}: {key}: {first['msg']}") from error
+        place, message = explain(error, settings, _adapter.json_schema())
+        raise SurgeryError(": ".join([f"loss {name}", *map(str, place), message])) from error
 
 
 def _mean(op: Emitter, value: ir.Value) -> ir.Value:

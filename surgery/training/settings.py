@@ -16,11 +16,12 @@ from pydantic import (
     model_validator,
 )
 
-from surgery.errors import SurgeryError, nearest
-from surgery.training.losses import Loss
+from surgery.errors import SurgeryError
+from surgery.training.losses import Loss, loss_of
 from surgery.training.optimizers import Optimizer, Sgd
 from surgery.training.schedules import Constant, Schedule
 from surgery.training.step import Objective
+from surgery.validation import explain
 
 __all__ = ["TrainSettings", "changed"]
 
@@ -36,7 +37,10 @@ LossName = Literal[
 
 
 def _loss(value: Any) -> Any:
-    return value if value == "auto" else _by_name(value)
+    try:
+        return value if value == "auto" else loss_of(value)
+    except SurgeryError as error:
+        raise ValueError(str(error)) from error
 
 
 class TrainSettings(BaseModel):
@@ -78,7 +82,7 @@ class TrainSettings(BaseModel):
         Literal["auto"] | Loss,
         BeforeValidator(_loss, json_schema_input_type=LossName | Loss),
     ] = "auto"
-    losses: dict[str, Annotated[Loss, BeforeValidator(_by_name, json_schema_input_type=LossName | Loss)]] | None = None
+    losses: dict[str, Annotated[Loss, BeforeValidator(_loss, json_schema_input_type=LossName | Loss)]] | None = None
     output: str | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Literal["best", "last"] = "best"
@@ -114,11 +118,9 @@ def changed(settings: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
     Raises:
         SurgeryError: A field does not exist or does not take the value.
     """
+    fields = {**settings.model_dump(), **changes}
     try:
-        return TrainSettings(**{**settings.model_dump(), **changes})
+        return TrainSettings(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise SurgeryError(f"training has no setting {key!r}{nearest(key, TrainSettings.model_fields)}") from error
-        raise SurgeryError(f"{key}: {first['msg']} (it is {first['input']!r})") from error
+        place, message = explain(error, fields, TrainSettings.model_json_schema())
+        raise SurgeryError(": ".join([".".join(map(str, ("train", *place))), message])) from error

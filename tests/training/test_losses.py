@@ -133,8 +133,8 @@ def test_nothing_that_counts_costs_nothing() -> None:
     ("what", "message"),
     [
         ("cros_entropy", "did you mean 'cross_entropy'"),
-        ({"name": "huber", "delt": 1}, "huber: delt"),
-        ({"name": "huber", "delta": -1}, "delta"),
+        ({"name": "huber", "delt": 1}, "huber: delt: unknown key; did you mean .delta.*there are name, weight, delta"),
+        ({"name": "huber", "delta": -1}, "delta: Input should be greater than 0"),
         (7, "no loss is named"),
     ],
 )
