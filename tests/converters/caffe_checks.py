@@ -12,10 +12,41 @@ import numpy as np
 import onnx_ir as ir
 from google.protobuf import text_format
 
+from converters import convert
 from converters.caffe import caffe_pb2
 from surgery.runtime import session
 
-__all__ = ["caffe_pool", "opencv", "run", "write_net"]
+__all__ = [
+    "V2",
+    "Array",
+    "array",
+    "binary",
+    "caffe_pool",
+    "check",
+    "one",
+    "opencv",
+    "run",
+    "sigmoid",
+    "write",
+    "write_net",
+]
+
+Array = np.ndarray
+V2 = """
+name: "current"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 8 dim: 8 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
+        convolution_param { num_output: 4 kernel_size: 3 pad: 1 group: 2
+                            weight_filler { type: "xavier" } bias_filler { type: "constant" value: 0.3 } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { pool: AVE kernel_size: 3 stride: 2 } }
+layer { name: "norm" type: "LRN" bottom: "pool" top: "norm" lrn_param { local_size: 3 alpha: 0.1 beta: 0.75 } }
+layer { name: "drop" type: "Dropout" bottom: "norm" top: "norm" dropout_param { dropout_ratio: 0.25 } }
+layer { name: "ip" type: "InnerProduct" bottom: "norm" top: "ip"
+        inner_product_param { num_output: 5 bias_term: false weight_filler { type: "xavier" } } }
+layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
+"""
 
 
 def run(model: ir.Model, *inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -89,3 +120,53 @@ def caffe_pool(
             else:
                 out[:, :, i, j] = window.max((2, 3), initial=np.finfo(np.float32).min)
     return out
+
+
+def check(
+    folder: Path,
+    layers: str,
+    inputs: Sequence[Array],
+    expected: Sequence[Array],
+    blobs: dict[str, list[Array]] | None = None,
+    shape: str | None = None,
+) -> dict[str, Array]:
+    """Converts a net of inputs x, y, z and `layers`, and compares its outputs in order."""
+    names = dict(zip("xyz", (a.shape for a in inputs), strict=False))
+    definition, _ = write_net(folder, layers, names, blobs)
+    found = run(convert(definition, shape=shape), *inputs)
+    assert len(found) == len(expected)
+    for (name, array), want in zip(found.items(), expected, strict=True):
+        assert array.shape == want.shape
+        np.testing.assert_allclose(array, want, rtol=1e-5, atol=1e-5, err_msg=name)
+    return found
+
+
+def one(type: str, params: str = "", bottoms: str = "x", tops: str = "out") -> str:
+    """The text of one layer named "it"."""
+    ends = [f'bottom: "{b}"' for b in bottoms.split()] + [f'top: "{t}"' for t in tops.split()]
+    return f'layer {{ name: "it" type: "{type}" {" ".join(ends)} {params} }}'
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def write(folder: Path, text: str, name: str = "net.prototxt") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def array(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
+def binary(text: str, blobs: dict[str, list[tuple[list[int], int]]]) -> bytes:
+    """A caffemodel of the net `text`, with blobs of the given shapes and counts of numbers."""
+    net = text_format.Parse(text, caffe_pb2.NetParameter())
+    for layer in net.layer:
+        for shape, count in blobs.get(layer.name, []):
+            layer.blobs.add(data=np.ones(count)).shape.dim.extend(shape)
+    return net.SerializeToString()
