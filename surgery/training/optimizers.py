@@ -47,6 +47,18 @@ class Updating:
     state: StateOf
     new_state: dict[str, ir.Value] = dataclasses.field(default_factory=dict)
 
+    def scalar(self, value: ir.Value | float) -> ir.Value:
+        """Gives a number the parameter's rank where that ends in 1s, as a 1×1 convolution's weight [M, C, 1, 1] does.
+
+        Between that and a scalar of rank 0 the runtimes need a hundred times as long.
+        """
+        shape = self.parameter.shape
+        ones = [1] * len(shape) if shape is not None and len(shape) > 1 and shape[-1] == 1 else []
+        if isinstance(value, ir.Value):
+            return self.op.Reshape(value, self.op.constant(ones)) if ones else value
+        dtype = self.parameter.dtype or ir.DataType.FLOAT
+        return self.op.constant(np.full(ones, value, dtype.numpy()))
+
 
 Link = Callable[[Updating, ir.Value], ir.Value]
 
@@ -56,7 +68,7 @@ def weight_decay(rate: float) -> Link:
 
     def link(u: Updating, gradient: ir.Value) -> ir.Value:
         factor = rate * u.marks.decay
-        return u.op.Add(gradient, u.op.Mul(u.parameter, factor)) if factor else gradient
+        return u.op.Add(gradient, u.op.Mul(u.parameter, u.scalar(factor))) if factor else gradient
 
     return link
 
@@ -66,8 +78,8 @@ def trace(momentum: float, nesterov: bool = False) -> Link:
 
     def link(u: Updating, gradient: ir.Value) -> ir.Value:
         op = u.op
-        velocity = u.new_state["momentum"] = op.Add(op.Mul(u.state("momentum"), momentum), gradient)
-        return op.Add(gradient, op.Mul(velocity, momentum)) if nesterov else velocity
+        velocity = u.new_state["momentum"] = op.Add(op.Mul(u.state("momentum"), u.scalar(momentum)), gradient)
+        return op.Add(gradient, op.Mul(velocity, u.scalar(momentum))) if nesterov else velocity
 
     return link
 
@@ -83,10 +95,11 @@ def adam_scaling(beta1: float, beta2: float, epsilon: float) -> Link:
 
     def link(u: Updating, gradient: ir.Value) -> ir.Value:
         op = u.op
-        m = u.new_state["m"] = op.Add(op.Mul(u.state("m"), beta1), op.Mul(gradient, 1 - beta1))
-        v = u.new_state["v"] = op.Add(op.Mul(u.state("v"), beta2), op.Mul(op.Mul(gradient, gradient), 1 - beta2))
-        root = op.Add(op.Div(op.Sqrt(v), op.Sqrt(_bias(u, beta2))), epsilon)
-        return op.Div(op.Div(m, root), _bias(u, beta1))
+        first, second = (op.Mul(u.state(slot), u.scalar(beta)) for slot, beta in (("m", beta1), ("v", beta2)))
+        m = u.new_state["m"] = op.Add(first, op.Mul(gradient, u.scalar(1 - beta1)))
+        v = u.new_state["v"] = op.Add(second, op.Mul(op.Mul(gradient, gradient), u.scalar(1 - beta2)))
+        root = op.Add(op.Div(op.Sqrt(v), u.scalar(op.Sqrt(_bias(u, beta2)))), u.scalar(epsilon))
+        return op.Div(op.Div(m, root), u.scalar(_bias(u, beta1)))
 
     return link
 
@@ -148,7 +161,7 @@ def update(links: Sequence[Link], u: Updating, gradient: ir.Value) -> ir.Value:
     rate = u.learning_rate
     if u.marks.learning_rate != 1.0:
         rate = u.op.Mul(rate, u.marks.learning_rate)
-    new = u.op.Sub(u.parameter, u.op.Mul(gradient, rate))
+    new = u.op.Sub(u.parameter, u.op.Mul(gradient, u.scalar(rate)))
     return project(u.op, new, u.marks.constraint) if u.marks.constraint else new
 
 
