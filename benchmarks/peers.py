@@ -73,7 +73,13 @@ def on_device() -> Build:
 
 
 def _inferring(task: Task, model: onnx.ModelProto) -> list[str]:
-    """Which operators train as they infer, because there is nothing else."""
+    """Switches Dropout off; returns in words which operators train as they infer, because there is nothing else."""
+    for node in model.graph.node:
+        if node.op_type == "Dropout":
+            del node.input[1:]
+    used = {name for node in model.graph.node for name in node.input}
+    for node in [n for n in model.graph.node if n.op_type == "Constant" and n.output[0] not in used]:
+        model.graph.node.remove(node)
     present = {node.op_type for node in model.graph.node}
     notes = (
         ["BatchNormalization by frozen statistics"] if "BatchNormalization" in present and task.case == "all" else []
@@ -124,6 +130,7 @@ def onnx_ad() -> Build:
 
     def build(task: Task) -> Run:
         model = onnx.load(task.model)
+        note = "; ".join(["gradients only: it has no update", *_inferring(task, model)])
         wanted = _parameters(task, model)
         _with_loss(model, NETS[task.net].classes, one_hot=False)
         examples, targets = load_batch(task)
@@ -149,7 +156,6 @@ def onnx_ad() -> Build:
             session.run_with_iobinding(binding)
             return float(binding.get_outputs()[0].numpy())
 
-        note = "; ".join(["gradients only: it has no update", *_inferring(task, model)])
         return Run(f"onnx-ad {_version('onnx-ad')}, onnxruntime {onnxruntime.__version__}", step, note)
 
     return build
@@ -163,6 +169,7 @@ def onnxsim() -> Build:
 
     def build(task: Task) -> Run:
         model = onnx.load(task.model)
+        note = "; ".join(_inferring(task, model))
         _unflattened(model.graph)
         wanted = _parameters(task, model)
         classes = NETS[task.net].classes
@@ -170,7 +177,6 @@ def onnxsim() -> Build:
         examples, targets = load_batch(task)
         loop = compile_training_loop(_fixed(model, len(targets)), "loss", wanted, optimizer="sgd_momentum")
         feeds = {"data": examples, "target": np.eye(classes, dtype=np.float32)[targets]}
-        note = "; ".join(_inferring(task, model))
         runtime = f"onnxsim {_version('onnxsim')}, onnxruntime {onnxruntime.__version__}"
         return Run(runtime, lambda: loop(feeds, LEARNING_RATE), note)
 

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="compare with these as well; without a name, all")
     options = parser.parse_args()
     nets = list(NETS) if "every" in options.models else options.models
-    ways = [BASIS, *OURS, *(PEERS if options.peers == [] else options.peers or [])]
+    ways = [*OURS, *(PEERS if options.peers == [] else options.peers or [])]
     install(ways)
     start = time.perf_counter()
     rows = []
