@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from surgery.errors import SurgeryError
 
-__all__ = ["main"]
+__all__ = ["guarded", "main"]
 
 
 def main() -> None:
-    """Runs the command line; exits with 2 for bad input and 1 for a failure, both told on one line."""
+    """Runs the command line."""
     from surgery.cli.app import app
 
+    guarded(app)
+
+
+def guarded(run: Callable[[], Any]) -> None:
+    """Calls `run`; exits with 2 for bad input and 1 for a failure, both told on one line."""
     try:
-        app()
+        run()
     except SurgeryError as error:
         _end(str(error), 2)
     except Exception as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from surgery.cli import guarded
 from surgery.errors import SurgeryError
 from surgery.io import replacing
 
@@ -69,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

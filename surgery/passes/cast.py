@@ -33,7 +33,7 @@ class Cast(Pass):
         keep: Layers that go on computing in float32.
     """
 
-    shorthand: ClassVar = "to"
+    shorthand: ClassVar[str | None] = "to"
 
     to: Literal["float16", "bfloat16"]
     keep: Selector | None = None

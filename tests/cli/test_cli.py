@@ -276,3 +276,25 @@ def test_the_demo_fine_tunes_better_than_from_random_weights(tmp_path: Path) -> 
     for file in ("model.onnx", "history.jsonl", "curves.png"):
         assert (tmp_path / "out" / "finetuned" / file).is_file()
     assert "surgery view" in text
+
+
+def test_the_demo_ends_with_the_fault_of_a_step(tmp_path: Path) -> None:
+    (tmp_path / "sklearn.py").write_text("raise ImportError('not installed')")
+    command = [sys.executable, "-m", "surgery", "demo", "-o", str(tmp_path / "out")]
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("surgery: the digits come with scikit-learn")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["evaluate", "lenet.onnx", "digits.npz"], ["train", "lenet.onnx", "digits.npz"]])
+def test_no_runtime_installed_names_the_extras(folder: Path, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('No module named onnxruntime')")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "surgery", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=120)
+    assert done.returncode == 2
+    for extra in ("[cpu]", "[cuda]", "[stock]", "[stock-cuda]"):
+        assert extra in done.stderr
+    assert len(done.stderr.splitlines()) == 1
