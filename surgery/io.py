@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -48,7 +49,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if path.stat().st_size == 0:
         raise SurgeryError(f"{path}: is empty; export or copy the model again")
     try:
-        model = ir.load(path, format="protobuf")
+        with _quiet():
+            model = ir.load(path, format="protobuf")
     except OSError as error:
         raise SurgeryError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (DecodeError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
@@ -56,10 +58,15 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not len(model.graph) and not model.graph.outputs:
         raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
     _check_opset(model, path)
-    _check_external_data(model, path)
+    _check_wiring(model.graph, path)
+    _check_weights(model, path)
     RemoveInitializersFromInputsPass()(model)
     LiftConstantsToInitializersPass(size_limit=0)(model)
     _reshape_weights(model.graph)
+    for value in _weights(model):  # what the file says of a weight besides is of no account
+        assert value.const_value is not None
+        value.shape = ir.Shape(value.const_value.shape.numpy())
+        value.type = ir.TensorType(value.const_value.dtype)
     _name_nodes(model)
     _separate_statistics(model.graph)
     if any(o.dtype is None for node in model.graph for o in node.outputs if o.uses() or o.is_graph_output()):
@@ -80,6 +87,52 @@ def _check_opset(model: ir.Model, path: Path) -> None:
             f"{path}: uses operator set {opset}; {MIN_OPSET} is the oldest that ONNX Runtime reads; export it anew or "
             "raise it with onnx.version_converter"
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps onnx-ir from logging what `_check_wiring` raises."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_wiring(graph: ir.Graph, path: Path) -> None:
+    """Refuses operators that read what nothing gives, and outputs that nothing gives."""
+    inputs = set(graph.inputs)
+    opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
+
+    def given(value: ir.Value | None) -> bool:
+        return value is None or value.producer() is not None or value in inputs or value.is_initializer()
+
+    def least(node: ir.Node) -> int:
+        """How many inputs an operator needs, by its specification."""
+        with contextlib.suppress(onnx.defs.SchemaError):
+            return 0 if node.domain not in ("", "ai.onnx") else onnx.defs.get_schema(node.op_type, opset, "").min_input
+        return 0
+
+    for node in graph:
+        name = f"{node.op_type} {node.name!r}"
+        texts = [
+            node.name,
+            node.op_type,
+            node.domain,
+            *(v.name for v in (*node.inputs, *node.outputs) if v is not None),
+        ]
+        if not all(text is None or isinstance(text, str) for text in texts):  # protobuf hands on what it cannot decode
+            raise SurgeryError(f"{path}: {name} has a name that is not valid UTF-8; export the model again")
+        if not node.outputs or None in [*node.inputs, *[None] * least(node)][: least(node)]:
+            raise SurgeryError(f"{path}: {name} lacks an input or its output; export the model again")
+        missing = next((v for v in node.inputs if not given(v)), None)
+        if missing is not None:
+            raise SurgeryError(f"{path}: {name} reads {missing.name!r}, which nothing gives; export the model again")
+    for value in graph.outputs:
+        if not given(value):
+            raise SurgeryError(f"{path}: nothing gives the output {value.name!r}; export the model again")
 
 
 def _reshape_weights(graph: ir.Graph) -> None:
@@ -155,7 +208,11 @@ def _weights(model: ir.Model) -> list[ir.Value]:
     return [v for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None]
 
 
-def _check_external_data(model: ir.Model, path: Path) -> None:
+def _check_weights(model: ir.Model, path: Path) -> None:
+    """Refuses weights without a type, and such as are in files that are not the model's own."""
+    for value in _weights(model):
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.UNDEFINED:
+            raise SurgeryError(f"{path}: weight {value.name!r} has no type; export the model again")
     folder = path.parent.resolve()
     for graph in model.graphs():
         for node in graph:
@@ -295,7 +352,10 @@ def infer_shapes(model: ir.Model, *, strict: bool = True) -> None:
     Raises:
         SurgeryError: The graph is inconsistent; the message names the operator.
     """
-    proto, _ = light_proto(model, _INFERENCE_THRESHOLD, model.graphs())  # shapes are enough, and protobuf's limit 2 GB
+    try:  # the weights' shapes are enough, and protobuf's limit is 2 GB
+        proto, _ = light_proto(model, _INFERENCE_THRESHOLD, model.graphs())
+    except (ValueError, RuntimeError) as error:
+        raise SurgeryError(f"the graph is inconsistent: {_first_line(error)}") from error
     for node in proto.graph.node:
         if node.op_type == "GroupNormalization" and not node.domain:  # onnx infers nothing from it
             node.op_type = "Identity"
@@ -315,7 +375,7 @@ def infer_shapes(model: ir.Model, *, strict: bool = True) -> None:
     for graph, found in zip(model.graphs(), ir.from_proto(inferred).graphs(), strict=True):
         known = ir.convenience.create_value_mapping(found)
         for name, value in ir.convenience.create_value_mapping(graph).items():
-            other = known.get(name)
+            other = known.get(name) if not value.is_initializer() else None
             if other is not None and other.type is not None:
                 value.type = other.type
             if other is not None and other.shape is not None:

@@ -129,7 +129,8 @@ def _bias_add(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None
     (add, index) = next(iter(uses))
-    other = add.inputs[1 - index] if add.op_type == "Add" and add.domain in _ONNX else None
+    is_add = add.op_type == "Add" and add.domain in _ONNX and len(add.inputs) == 2
+    other = add.inputs[1 - index] if is_add else None
     if other is None or not (other.is_initializer() and other.dtype in _FLOATS and other.shape is not None):
         return None
     return (add, other) if _fits_units(node, other.shape.numpy()) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,47 @@ class TestLoad:
         onnx.save(proto, tmp_path / "m.onnx")
         with pytest.raises(SurgeryError, match=f"operator set {opset}.*{reason}"):
             load(tmp_path / "m.onnx")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda g: g.node[1].input.__setitem__(0, "nowhere"), "MatMul '' reads 'nowhere', which nothing gives"),
+            (lambda g: g.node[0].output.__delitem__(0), "Relu '' lacks an input or its output"),
+            (lambda g: g.node[1].input.__delitem__(1), "MatMul '' lacks an input or its output"),
+            (lambda g: g.node[1].input.__setitem__(1, ""), "MatMul '' lacks an input or its output"),
+            (lambda g: setattr(g.output[0], "name", "z"), "nothing gives the output 'z'"),
+        ],
+    )
+    def test_a_graph_with_loose_ends(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[onnx.GraphProto], None], message: str
+    ) -> None:
+        proto = small()
+        change(proto.graph)
+        onnx.save(proto, tmp_path / "m.onnx")
+        with pytest.raises(SurgeryError, match=message):
+            load(tmp_path / "m.onnx")
+        assert not caplog.records
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        whole = small().SerializeToString()
+        assert whole.count(b"\x22\x04Relu") == 1
+        (tmp_path / "m.onnx").write_bytes(whole.replace(b"\x22\x04Relu", b"\x22\x04Re\xd2u"))
+        with pytest.raises(SurgeryError, match="not valid UTF-8"):
+            load(tmp_path / "m.onnx")
+
+    def test_a_weight_without_a_type(self, tmp_path: Path) -> None:
+        proto = small()
+        proto.graph.initializer[0].data_type = 0
+        onnx.save(proto, tmp_path / "m.onnx")
+        with pytest.raises(SurgeryError, match=r"m\.onnx: weight 'w' has no type"):
+            load(tmp_path / "m.onnx")
+
+    def test_what_a_file_says_wrong_of_a_weight(self, tmp_path: Path) -> None:
+        proto = small()
+        proto.graph.value_info.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.DOUBLE, ["A", 7]))
+        onnx.save(proto, tmp_path / "m.onnx")
+        value = load(tmp_path / "m.onnx").graph.initializers["w"]
+        assert (value.shape, value.dtype) == (ir.Shape([4, 3]), ir.DataType.FLOAT)
 
     def test_unreadable_file(self, tmp_path: Path) -> None:
         if os.geteuid() == 0:
