@@ -67,6 +67,12 @@ LAYERS = {
         Layer(8, 960, 7, 960, 3, 1, 1, 960),
         Layer(8, 96, 14, 576, 1),
     ],
+    "ConvNeXt": [
+        Layer(8, 96, 56, 96, 7, 1, 3, 96),
+        Layer(8, 192, 28, 192, 7, 1, 3, 192),
+        Layer(8, 384, 14, 384, 7, 1, 3, 384),
+        Layer(8, 768, 7, 768, 7, 1, 3, 768),
+    ],
     "ResNeXt": [Layer(8, 128, 28, 128, 3, 1, 1, 32)],
 }
 WAYS = ("_by_products", "_by_columns", "_by_example", "_by_sums", "_by_convolution")

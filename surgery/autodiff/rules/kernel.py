@@ -1,7 +1,7 @@
 """Weight gradients of convolutions, in the standard operators that were measured to be fastest for each shape.
 
 dW[m, c, k] = Σ over examples and places of dY[m] · X[c], X shifted by k: a sum of products for each element of the
-kernel. `benchmarks/conv_gradients.py` measures the ways below, and others that lost.
+kernel. `python -m benchmarks.conv_gradients --ways` measures each way below on each shape.
 """
 
 from __future__ import annotations
