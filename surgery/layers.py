@@ -39,6 +39,7 @@ ROLES: dict[str, dict[int, str]] = {
     # number it is arithmetic.
     "Add": {0: "bias", 1: "bias"},
     "Mul": {0: "scale", 1: "scale"},
+    "Expand": {0: "token"},  # likewise: a transformer's class token, the same for each example
 }
 STATISTICS = ("mean", "var")
 _VIEWS = ("Transpose", "Identity")  # PyTorch exports a Linear layer's weight so
@@ -116,7 +117,7 @@ def _parameter(node: ir.Node, index: int) -> ir.Value | None:
     if node.domain not in _ONNX or index not in ROLES.get(node.op_type, {}):
         return None
     found = parameter_of(node.inputs[index])
-    if found is None or node.op_type not in ("Add", "Mul"):
+    if found is None or node.op_type not in ("Add", "Mul", "Expand"):
         return found
     return found if found.shape is not None and math.prod(found.shape.numpy()) > 1 else None
 

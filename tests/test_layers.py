@@ -122,6 +122,22 @@ class TestFind:
         assert {n.name for n in descendants([conv.output])} == {"n2", "r2", "g", "f", "h", "y"}
 
 
+class TestTokens:
+    def test_a_class_token_is_a_parameter(self) -> None:
+        model = parse(
+            "(float[N,3,4] x) => (float[N,4,4] y)",
+            "i = Constant<value_ints = [0]>() t = Shape(x) n = Gather(t, i) o = Constant<value_ints = [1, 4]>() "
+            "s = Concat<axis = 0>(n, o) e = Expand(token, s) y = Concat<axis = 1>(e, x)",
+            {"token": [1, 1, 4]},
+        )
+        (owner,) = [layer for layer in layers(model) if layer.index]
+        assert {role: p.name for role, p in owner.parameters.items()} == {"token": "token"}
+
+    def test_a_number_that_is_expanded_is_none(self) -> None:
+        model = parse("(float[N,3] x) => (float[N,3] y)", "s = Shape(x) e = Expand(one, s) y = Mul(x, e)", {"one": [1]})
+        assert not [layer for layer in layers(model) if layer.index]
+
+
 class TestHead:
     def test_in_front_of_the_output(self, cnn: ir.Model) -> None:
         assert head(cnn).name == "h"
