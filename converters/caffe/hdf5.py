@@ -24,7 +24,9 @@ def read_hdf5(path: Path) -> dict[str, list[Blob]]:
     try:
         import h5py
     except ImportError as error:
-        raise SurgeryError(f"{path}: HDF5 weights need h5py: pip install h5py") from error
+        raise SurgeryError(
+            f"{path}: HDF5 weights need h5py; install it with: pip install 'onnx-surgery[caffe-hdf5]'"
+        ) from error
     try:
         with h5py.File(path, "r") as file:
             data = _own(path, file, "data", h5py)
