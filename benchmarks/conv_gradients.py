@@ -132,7 +132,7 @@ def _row(layer: Layer, options: Any) -> list[float | None]:
             if (way == "_by_sums" and not depthwise) or (way == "_by_columns" and layer.group > 1):
                 times.append(None)
                 continue
-            kernel.choose = lambda *_, way=way: getattr(kernel, way)
+            kernel.choose = lambda *_, way=way, **__: getattr(kernel, way)
             times.append(ours([1]))
         kernel.choose = choice
     return times

@@ -103,6 +103,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "1x1, few places": ((2, 40, 2, 2), (30, 40, 1, 1), {}),
     "1x1, few places, strided": ((2, 40, 3, 4), (30, 40, 1, 1), {"strides": [2, 3]}),
     "channels of many places": ((1, 16, 66, 65), (2, 16, 1, 2), {"pads": [0, 1, 0, 0]}),
+    "channels of one example": ((1, 32, 5, 4), (4, 16, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
     "depthwise of many places": ((1, 2, 17, 18), (2, 1, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
     "depthwise 1-D": ((2, 4, 9), (4, 1, 3), {"group": 4, "strides": [2]}),
     "kernel of the whole": ((3, 4, 5, 6), (7, 4, 5, 6), {}),

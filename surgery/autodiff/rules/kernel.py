@@ -36,10 +36,10 @@ def weight_gradient(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: i
         win: The windows.
         group: The number of groups.
     """
-    return choose(c, win, group)(c, x, dy, win, group)
+    return choose(c, win, group, batch=c.dims(x)[0])(c, x, dy, win, group)
 
 
-def choose(c: Context, win: Window, group: int) -> Way:
+def choose(c: Context, win: Window, group: int, batch: int | None) -> Way:
     """The way that was measured to be fastest for such shapes."""
     filters, each = c.dims(c.x(1))[:2]
     elements, places = math.prod(win.kernel), math.prod(n or _SMALL for n in win.size_y)
@@ -49,7 +49,7 @@ def choose(c: Context, win: Window, group: int) -> Way:
         return _by_sums
     if group == 1 and (each < _FEW or (elements == 1 and filters * each < places * (filters + each))):
         return _by_columns
-    return _by_example if each < _FEW or places >= _LARGE else _by_products
+    return _by_example if each < _FEW or places >= _LARGE or batch == 1 else _by_products
 
 
 def _shifted(c: Context, x: ir.Value, dy: ir.Value, win: Window, first: int) -> Iterator[ir.Value]:
@@ -104,7 +104,8 @@ def _by_example(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) 
     parts = []
     for shifted in _shifted(c, _padded(c, x, win), dy, win, 2):
         columns = op.Transpose(op.Reshape(shifted, np.array([0, group, each, -1])), perm=[0, 1, 3, 2])
-        parts.append(op.ReduceSum(op.MatMul(rows, columns), np.array([0]), keepdims=0))
+        product = op.MatMul(rows, columns)
+        parts.append(product if c.dims(x)[0] == 1 else op.ReduceSum(product, np.array([0]), keepdims=0))
     return _joined(c, parts, win)
 
 
