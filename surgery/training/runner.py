@@ -21,6 +21,22 @@ def _bind_batch(binding: Any, step: Step, examples: Arrays, targets: Arrays) -> 
         binding.bind_cpu_input(term.target, targets[term.output] if isinstance(targets, Mapping) else targets)
 
 
+def _overwritable(step: Step) -> set[str]:
+    """Which carried inputs may have their next value written over them, as an optimizer's state may.
+
+    All that reads them is what the operator that computes the next value waits for.
+    """
+    graph = step.model.graph
+    inputs, outputs = ({str(v.name): v for v in values} for values in (graph.inputs, graph.outputs))
+    found = set()
+    for name, output in step.carried.items():
+        producer = outputs[output].producer()
+        waited = {v.producer() for v in producer.inputs if v is not None} if producer is not None else set()
+        if all(node in waited for node in inputs[name].consumers()):
+            found.add(name)
+    return found
+
+
 class Training:
     """Drives a training step graph; holds the parameters and the optimizer's state on the device.
 
@@ -31,13 +47,17 @@ class Training:
 
     def __init__(self, step: Step, providers: list[str]) -> None:
         self.step_graph = step
-        self.session = runtime.session(step.model, providers)
+        self.session = runtime.session(step.model, providers, plan=False)
         self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
         ort_value = runtime.load_runtime().OrtValue
-        self._sets = [
-            {name: ort_value.ortvalue_from_numpy(np.array(array, order="C"), self.device) for name, array in initial}
-            for initial in (step.initial.items(), step.initial.items())
-        ]
+        first, second = (
+            {
+                name: ort_value.ortvalue_from_numpy(np.array(step.initial[name], order="C"), self.device)
+                for name in names
+            }
+            for names in (step.initial, step.initial.keys() - _overwritable(step))
+        )
+        self._sets = [first, first | second]
         self._scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in step.measures]
         self._turn = 0
         self._bindings = [self._bind(*self._sets), self._bind(*reversed(self._sets))]

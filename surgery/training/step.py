@@ -58,7 +58,7 @@ class Step:
         measures: The names of the first outputs, scalars: ``loss``, and each term's loss and metric.
         carried: Which input each output feeds in the next step: parameters, running statistics and optimizer state;
             empty for an evaluation.
-        initial: The first value of every carried input.
+        initial: The first value of every carried input; weights share the model's memory and are not to be written to.
         weights: Which of them belong to the model: parameters and running statistics.
     """
 
@@ -302,7 +302,7 @@ def training_step(
             name = f"{parameter.name}/{slot}"
             value = ir.val(name, parameter.dtype, parameter.shape)
             graph.inputs.append(value)
-            states[name] = np.zeros_like(_array(parameter))
+            states[name] = np.zeros_like(_array(parameter), subok=False)
             return value
 
         u = Updating(op, parameter, marks(parameter), rate, next_count, state)
@@ -345,7 +345,7 @@ def evaluation_step(
 
 def _array(parameter: ir.Value) -> np.ndarray:
     assert parameter.const_value is not None
-    return np.array(parameter.const_value.numpy())
+    return parameter.const_value.numpy()
 
 
 def _finish(forward: _Forward, carried: dict[str, str], states: dict[str, np.ndarray]) -> Step:

@@ -35,3 +35,19 @@ def test_a_pointwise_convolution_follows_pytorch(
     np.testing.assert_allclose(got, want, rtol=1e-4)
     for name, weights in training.weights().items():
         np.testing.assert_allclose(weights, dict(net.named_parameters())[name].detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "slots"), [(Sgd(), {"momentum"}), (Sgd(nesterov=True), {"momentum"}), (Adam(), {"m", "v"})]
+)
+def test_state_is_written_in_place_and_weights_are_not(settings: Sgd | Adam, slots: set[str]) -> None:
+    op, x = graph_with_input("N", 3)
+    x = op.Gemm(x, parameter(op, "fc.weight", torch.ones(3, 4)), _name="fc")
+    step = training_step(model_of(op.graph, {"prob": op.Softmax(x, axis=1)}), chain(settings))
+    training = Training(step, CPU)
+    before = dict(training.values)
+    training.run(np.ones((2, 3), np.float32), np.array([0, 1]), 0.1)
+    shared = {name for name, value in training.values.items() if value is before[name]}
+    assert shared >= {f"fc.weight/{slot}" for slot in slots}
+    assert "fc.weight" not in shared
+    assert (step.initial["fc.weight"] == 1).all()
