@@ -22,7 +22,7 @@ Way = Callable[[Context, ir.Value, ir.Value, Window, int], ir.Value]
 
 _FEW = 16  # channels; a product over fewer does not pay for bringing them to the end
 _SMALL = 256  # places; below, a batch of products of that length costs more than it computes
-_LARGE = 4096  # places; above, bringing the channels to the end costs more than it gains
+_LARGE = 2048  # places; above, bringing the channels to the end costs more than it gains
 _LARGE_KERNEL = 49  # elements; then the runtime's own convolution does better than that many slices
 
 
