@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ def main() -> None:
         for net in nets:
             prepare(net, Path(folder))
             for case in options.cases:
+                print(f"{NETS[net].title}, {CASES[case]} …", file=sys.stderr)
                 rows += measure(net, case, ways, options.repetitions, Path(folder))
     print(machine(rows))
     print(table(rows))
