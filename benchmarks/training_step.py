@@ -36,7 +36,7 @@ def main() -> None:
             for case in options.cases:
                 print(f"{NETS[net].title}, {CASES[case]} …", file=sys.stderr)
                 rows += measure(net, case, ways, options.repetitions, Path(folder))
-    print(machine(rows))
+    print(machine(rows), end="\n\n")
     print(table(rows))
     print(headline(rows))
     print(f"{options.repetitions} turns each, {time.perf_counter() - start:.0f} seconds in all.")
