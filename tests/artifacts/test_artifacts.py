@@ -495,7 +495,7 @@ def test_parameters_that_are_not_float32_are_refused(tmp_path: Path) -> None:
     weight = model.graph.initializers["w"]
     weight.const_value = ir.tensor(np.ones((8, 4)), name="w")
     weight.dtype = ir.DataType.DOUBLE
-    with pytest.raises(SurgeryError, match="'w' is of type DOUBLE"):
+    with pytest.raises(SurgeryError, match="'w' is DOUBLE"):
         artifacts(model, tmp_path, loss="mean_squared_error")
 
 
