@@ -19,7 +19,7 @@ from surgery.autodiff import backward, prepare, why_no_gradient
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
-from surgery.layers import STATISTICS, find_output, layers
+from surgery.layers import STATISTICS, ancestors, find_output, layers
 from surgery.marks import marks
 from surgery.training.losses import loss_of, strip_activation
 from surgery.training.optimizers import Link, Updating, update
@@ -170,10 +170,12 @@ def _write_terms(
     alone = len(logits) == 1
     for name, value in logits.items():
         loss = losses[name]
-        if value.shape is None or not len(value.shape) or isinstance(value.shape[0], int):
+        if value.shape is None:
+            raise SurgeryError(f"the output {name!r} has no known shape{_first_unknown(op.graph, value)}")
+        if not len(value.shape) or isinstance(value.shape[0], int):
             raise SurgeryError(
                 f"the output {name!r} has shape {value.shape} whatever the batch: the network was exported for one "
-                "batch size; export it with a dynamic batch dimension"
+                "batch size; apply the pass `set_batch: N`, or export it with a dynamic batch dimension"
             )
         if loss.name == "cross_entropy" and len(value.shape) > 2 and all(d == 1 for d in value.shape[2:]):
             value = _flat(op, value)
@@ -200,6 +202,18 @@ def _write_terms(
     for scalar in measures.values():
         scalar.shape, scalar.dtype = ir.Shape(()), ir.DataType.FLOAT
     return terms, measures
+
+
+def _first_unknown(graph: ir.Graph, value: ir.Value) -> str:
+    """Says which operator is the first, on the way to `value`, whose shape cannot be inferred."""
+    needed = ancestors([value])
+    for node in graph:
+        if node in needed and any(o.shape is None and (o.uses() or o is value) for o in node.outputs):
+            kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            return (
+                f": none can be inferred behind {kind} {node.name!r}; replace it with operators of ONNX or cut it off"
+            )
+    return "; declare it in the file"
 
 
 def _flat(op: Emitter, logits: ir.Value) -> ir.Value:
