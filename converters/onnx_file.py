@@ -11,6 +11,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from converters.registry import converter
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes, load
+from surgery.marks import Marks, marks
 
 __all__ = ["convert_onnx"]
 
@@ -38,13 +39,33 @@ def _upgrade(model: ir.Model, source: Path, version: int) -> ir.Model:
     try:
         proto = ir.to_proto(model)
         del proto.graph.value_info[:]  # types change: Dropout's mask was a float once
-        model = ir.from_proto(onnx.version_converter.convert_version(proto, _UPGRADED))
+        upgraded = ir.from_proto(onnx.version_converter.convert_version(proto, _UPGRADED))
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:  # the last for more than 2 GB
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SurgeryError(
             f"{source}: cannot be upgraded from operator set {version} to {_UPGRADED} ({reason}); export it with "
             f"operator set {_OLDEST} or later"
         ) from error
-    LiftConstantsToInitializersPass(size_limit=0)(model)  # axes and such, attributes before
-    infer_shapes(model)
-    return model
+    LiftConstantsToInitializersPass(size_limit=0)(upgraded)  # axes and such, attributes before
+    _copy_metadata(model, upgraded, source)
+    infer_shapes(upgraded)
+    return upgraded
+
+
+def _copy_metadata(old: ir.Model, new: ir.Model, source: Path) -> None:
+    """Copies the entries on values and operators, marks among them: onnx's version converter drops them."""
+    values = ir.convenience.create_value_mapping(new.graph)
+    for name, value in ir.convenience.create_value_mapping(old.graph).items():
+        if name in values:
+            values[name].metadata_props.update(value.metadata_props)
+        elif marks(value) != Marks():
+            raise SurgeryError(
+                f"{source}: upgrading it to operator set {_UPGRADED} would lose the marks of parameter {name!r}; "
+                f"export the network with operator set {_OLDEST} or later and mark that"
+            )
+    nodes = {node.name: node for node in new.graph}
+    for node in old.graph:
+        made = (values[str(o.name)].producer() for o in node.outputs if o.name in values)
+        other = nodes.get(node.name) or next(made, None)
+        if other is not None:
+            other.metadata_props.update(node.metadata_props)
