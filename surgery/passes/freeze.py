@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from surgery.errors import SurgeryError
 from surgery.layers import Layer
-from surgery.marks import set_marks
+from surgery.marks import marks, set_marks
 from surgery.passes.base import Change, Pass, pass_dataclass
 from surgery.selectors import Selector, select
 
@@ -22,9 +22,16 @@ def _mark(model: ir.Model, selected: list[Layer], trainable: bool) -> Iterator[C
         names = ", ".join(layer.name for layer in selected[:3])
         raise SurgeryError(f"none of the selected layers has parameters that could be {word} ({names})")
     for layer in selected:
-        changed = [role for role, p in layer.parameters.items() if set_marks(p, trainable=trainable)]
+        changed, restarted = [], []
+        for role, parameter in layer.parameters.items():
+            rate = 1.0 if trainable and marks(parameter).learning_rate == 0 else marks(parameter).learning_rate
+            if rate != marks(parameter).learning_rate:
+                restarted.append(role)
+            if set_marks(parameter, trainable=trainable, learning_rate=rate):
+                changed.append(role)
         if changed:
-            yield Change(layer.name, f"{word} ({', '.join(changed)})")
+            again = f", learning rate of {', '.join(restarted)} × 1 instead of × 0" if restarted else ""
+            yield Change(layer.name, f"{word} ({', '.join(changed)}){again}")
 
 
 @pass_dataclass
@@ -48,6 +55,8 @@ class Freeze(Pass):
 @pass_dataclass
 class Unfreeze(Pass):
     """Lets training change the parameters of some layers again. Idempotent.
+
+    A multiplier of 0 of the learning rate, which freezes too (Caffe's ``lr_mult: 0``), becomes 1.
 
     Attributes:
         layers: Which layers.

@@ -16,6 +16,7 @@ from converters.caffe.context import Context
 from converters.caffe.fillers import fill
 from surgery.errors import SurgeryError
 from surgery.marks import marks
+from surgery.passes import Unfreeze
 from tests.converters.caffe_checks import (
     V2,
     array,
@@ -51,6 +52,12 @@ def test_a_learning_rate_of_zero_freezes(tmp_path: Path) -> None:
     model = convert(write(tmp_path, text))
     assert not marks(model.graph.initializers["conv.bias"]).trainable
     assert marks(model.graph.initializers["conv.weight"]).trainable
+
+
+def test_unfreeze_undoes_a_learning_rate_of_zero(tmp_path: Path) -> None:
+    model = convert(write(tmp_path, V2.replace("lr_mult: 2", "lr_mult: 0")))
+    Unfreeze(layers="all")(model)
+    assert not any(marks(value).frozen for value in model.graph.initializers.values())
 
 
 def test_several_inputs_share_the_batch_where_it_is_the_same(tmp_path: Path) -> None:

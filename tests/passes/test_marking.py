@@ -44,6 +44,24 @@ class TestFreeze:
         Unfreeze(layers="all")(model)
         assert all(not v.metadata_props for v in model.graph.initializers.values())
 
+    def test_unfreeze_undoes_a_multiplier_of_zero(self) -> None:
+        model = cnn()
+        LearningRate(layers=["c1", "n2"], multiplier=0.0)(model)
+        LearningRate(layers="c2", multiplier=2.0)(model)
+        changes = Unfreeze(layers="all")(model).changes
+        assert [str(c) for c in changes] == [
+            "c1: trainable (weight, bias), learning rate of weight, bias × 1 instead of × 0",
+            "n2: trainable (scale, bias, mean, var), learning rate of scale, bias, mean, var × 1 instead of × 0",
+        ]
+        assert not any(marks(v).frozen for v in model.graph.initializers.values())
+        assert marks(model.graph.initializers["w2"]).learning_rate == 2
+        assert not Unfreeze(layers="all")(model).changes
+        LearningRate(layers="all", multiplier=0.0)(model)
+        with pytest.raises(SurgeryError, match="every parameter is frozen"):
+            training_step(model, chain(Sgd()))
+        Unfreeze(layers="h")(model)
+        assert training_step(model, chain(Sgd())).weights == ["w3", "b3"]
+
     def test_layers_without_parameters(self) -> None:
         assert Freeze(layers=["r1", "c1"])(cnn()).changes
         with pytest.raises(
