@@ -43,6 +43,7 @@ def train(
 
     Example: `surgery train operated.onnx digits.npz --recipe pass.yaml --epochs 20 -o trained`
     """
+    from surgery.cli.data import data_notes, say_skipped
     from surgery.cli.progress import DecodeProgress, EpochLines
     from surgery.data import open_data
     from surgery.errors import SurgeryError
@@ -72,6 +73,10 @@ def train(
     folder = output or model.with_name(f"{model.stem}-trained")
     with DecodeProgress(silent) as progress:
         examples, held = open_data(data, loaded, skip_bad=skip_bad, progress=progress)
+    skipped = examples.skipped + (held.skipped if held is not None else ())
+    say_skipped(skipped, quiet)
+    for note in data_notes(examples, held, loaded, settings, validation):
+        say(note, silent)
     result = run(
         loaded,
         examples,
@@ -91,6 +96,7 @@ def train(
                 "message": result.message,
                 "kept_epoch": result.kept_epoch,
                 "history": result.history,
+                "skipped": skipped,
             }
         )
     else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from surgery.errors import SurgeryError
+from surgery.marks import Preprocessing
 
 __all__ = ["Arrays", "Batch", "Dataset", "take"]
 
@@ -41,12 +42,18 @@ class Dataset:
         targets: `[N]` class numbers, or `[N, …]` floats; for several outputs, an array for each by its name.
         prepare: Turns some examples into the network's input.
         labels: The class names, in the order of the class numbers, where the source has them.
+        part: Which part of its source it is: ``train``, ``val`` or ``test``; ``all`` of one that is not divided.
+        skipped: The files that were left out because they do not decode.
+        assumed: The preprocessing of raw images that the model says nothing of, by input.
     """
 
     examples: Arrays
     targets: Arrays
     prepare: Callable[[Arrays], Arrays] = _as_floats
     labels: tuple[str, ...] | None = None
+    part: str = "all"
+    skipped: tuple[str, ...] = ()
+    assumed: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = _lengths(self.examples), _lengths(self.targets)
@@ -78,6 +85,25 @@ class Dataset:
                 place[members] = (np.arange(len(members)) + 0.5) / len(members)
             order = order[np.argsort(place[order], kind="stable")]
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+
+    def check_finite(self) -> None:
+        """Checks that the examples are finite numbers, as float32 where they are floats.
+
+        Raises:
+            SurgeryError: Some are not; the message counts them and names the first by their indices.
+        """
+        arrays = self.examples if isinstance(self.examples, dict) else {"": self.examples}
+        for name, array in arrays.items():
+            if not np.issubdtype(array.dtype, np.floating):
+                continue
+            with np.errstate(over="ignore"):
+                bad = [i for i, example in enumerate(array) if not np.isfinite(example.astype(np.float32)).all()]
+            if bad:
+                some = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+                where = f" of input {name!r}" if name else ""
+                raise SurgeryError(
+                    f"examples {some} (counted from 0){where} are not finite numbers; leave them out or mend them"
+                )
 
     def batches(self, size: int, shuffle: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yields ``(inputs, targets)`` of `size` examples, the last one smaller; the next is prepared meanwhile.

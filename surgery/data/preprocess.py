@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from surgery.errors import SurgeryError
-from surgery.marks import Preprocessing, preprocessing
+from surgery.marks import Preprocessing, guess_layout, preprocessing
 
-__all__ = ["InputSpec", "input_spec", "preparer", "resize"]
+__all__ = ["InputSpec", "input_spec", "preparer", "require_pillow", "resize", "takes_images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +23,13 @@ class InputSpec:
         shape: Its dimensions, None for each that may be any; the first is the batch's.
         how: Its preprocessing; the plain one (0–1, RGB) where the model says nothing.
         dtype: Of its numbers.
+        assumed: Whether the model says nothing of its preprocessing.
     """
 
     shape: tuple[int | None, ...]
     how: Preprocessing
     dtype: np.dtype
+    assumed: bool = False
 
     @property
     def channels(self) -> int | None:
@@ -50,18 +52,48 @@ def input_spec(model: ir.Model, input: str | None = None) -> InputSpec:
     if len(inputs) != 1 or inputs[0].shape is None:
         raise SurgeryError(f"the model has {len(model.graph.inputs)} inputs; one with a known shape is needed")
     dims = tuple(d if isinstance(d, int) else None for d in inputs[0].shape)
-    how = preprocessing(model, str(inputs[0].name))
-    channels = dims[1] if len(dims) == 4 else None
-    plain = Preprocessing(color="gray" if channels == 1 else "rgb", scale=1 / 255)
     dtype = np.dtype(inputs[0].dtype.numpy()) if inputs[0].dtype is not None else np.dtype(np.float32)
-    return InputSpec((None, *dims[1:]), how or plain, dtype)
+    how = preprocessing(model, str(inputs[0].name))
+    return InputSpec((None, *dims[1:]), how or _plain(dims, dtype), dtype, how is None)
+
+
+def _plain(dims: tuple[int | None, ...], dtype: np.dtype) -> Preprocessing:
+    """The preprocessing of a model that says nothing of it."""
+    layout = guess_layout(dims)
+    channels = dims[1 if layout == "NCHW" else 3] if len(dims) == 4 else None
+    scale = 1.0 if np.issubdtype(dtype, np.integer) else 1 / 255
+    return Preprocessing(color="gray" if channels == 1 else "rgb", layout=layout, scale=scale)
+
+
+def require_pillow() -> None:
+    """Checks that Pillow is there.
+
+    Raises:
+        SurgeryError: It is not.
+    """
+    try:
+        from PIL import Image, ImageOps  # noqa: F401
+    except ImportError as error:
+        raise SurgeryError(
+            f"images need Pillow ({error}); install it with: pip install 'onnx-surgery[train]'"
+        ) from error
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a uint8 image `[H, W]` or `[H, W, C]` to cover `size`, and crops what is over from its middle."""
+    """Resizes a uint8 image `[H, W]` or `[H, W, C]` to cover `size`, and crops what is over from its middle.
+
+    Raises:
+        SurgeryError: Pillow is missing.
+    """
+    require_pillow()
     from PIL import Image, ImageOps
 
     return np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def takes_images(examples: np.ndarray, spec: InputSpec) -> bool:
+    """Whether `examples` are raw images, and the input takes images."""
+    return examples.dtype == np.uint8 and examples.ndim in (3, 4) and len(spec.shape) == 4
 
 
 def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
@@ -74,12 +106,11 @@ def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np
     Raises:
         SurgeryError: The examples do not fit the input; the message has both shapes.
     """
-    if examples.dtype == np.uint8 and examples.ndim in (3, 4) and len(spec.shape) == 4:
-        if examples.ndim == 4 and examples.shape[-1] not in (1, 3):
-            raise SurgeryError(f"images of shape {examples.shape[1:]}: [H, W], [H, W, 1] or [H, W, 3] is needed")
+    if takes_images(examples, spec):
+        _check_images(examples.shape[1:], spec)
         return lambda batch: _images(batch, spec)
     want, have = spec.shape[1:], examples.shape[1:]
-    fits = len(want) == len(have) and all(w in (None, h) for w, h in zip(want, have, strict=True))
+    fits = _fits(have, want)
     flat = want == (math.prod(have),)
     same = None not in want and [d for d in want if d != 1] == [d for d in have if d != 1]
     if not fits and not flat and not same:
@@ -90,11 +121,38 @@ def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np
     return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), spec.dtype)
 
 
+def _fits(have: Sequence[int], want: Sequence[int | None]) -> bool:
+    return len(want) == len(have) and all(w in (None, h) for w, h in zip(want, have, strict=True))
+
+
+def _check_images(shape: tuple[int, ...], spec: InputSpec) -> None:
+    """Raises an error where images of `shape` cannot be made into the input."""
+    if len(shape) == 3 and shape[-1] not in (1, 3):
+        raise SurgeryError(f"images of shape {list(shape)}: [H, W], [H, W, 1] or [H, W, 3] is needed")
+    gray = len(shape) == 2 or shape[-1] == 1
+    channels = spec.channels if spec.channels in (1, 3) else 1 if gray else 3
+    for name, numbers in (("mean", spec.how.mean), ("std", spec.how.std)):
+        if len(numbers) not in (1, channels):
+            raise SurgeryError(
+                f"the input's preprocessing has a {name} of {len(numbers)} numbers for {channels} channels; mend it "
+                "with the pass set_preprocessing"
+            )
+    height, width = spec.size or shape[:2]
+    made = [channels, height, width] if spec.how.layout == "NCHW" else [height, width, channels]
+    if not _fits(made, spec.shape[1:]):
+        raise SurgeryError(
+            f"images of shape {list(shape)} become {made} ({spec.how.layout}), which does not fit the input's "
+            f"{list(spec.shape[1:])}; the pass set_preprocessing sets layout, size and colour"
+        )
+
+
 def _images(batch: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """uint8 `[N, H, W]` or `[N, H, W, C]` → float32 in the input's layout."""
+    """uint8 `[N, H, W]` or `[N, H, W, C]` → numbers in the input's layout."""
     how, size = spec.how, spec.size
+    if batch.ndim == 4 and batch.shape[-1] == 1:
+        batch = batch[..., 0]
     if size is not None and batch.shape[1:3] != size:
-        batch = np.stack([resize(np.squeeze(image), size) for image in batch])
+        batch = np.stack([resize(image, size) for image in batch])
     if batch.ndim == 3:
         batch = batch[..., None]
     if spec.channels == 3 and batch.shape[-1] == 1:
@@ -110,4 +168,4 @@ def _images(batch: np.ndarray, spec: InputSpec) -> np.ndarray:
         pixels -= np.asarray(how.mean, np.float32)
     if any(s != 1 for s in how.std):
         pixels /= np.asarray(how.std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if how.layout == "NCHW" else pixels)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if how.layout == "NCHW" else pixels, spec.dtype)

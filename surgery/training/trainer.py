@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery import runtime
-from surgery.data import Arrays, Dataset, Source, as_dataset, from_arrays
+from surgery.data import Arrays, Dataset, Source, as_dataset, as_part, from_arrays
 from surgery.errors import SurgeryError
 from surgery.layers import find_output
-from surgery.marks import set_labels
+from surgery.marks import set_labels, set_preprocessing
 from surgery.training.callbacks import Callback, Plan
 from surgery.training.history import History, Record
 from surgery.training.losses import CrossEntropy, activation_loss, loss_of
@@ -103,7 +103,8 @@ def train(
         **changes: Fields of `TrainSettings` that differ from `settings`, such as ``epochs=20``.
 
     Returns:
-        The trained model, with the class names that the data have, and its history. Ctrl-C and a loss that is not a
+        The trained model, with the class names that the data have, the preprocessing that was
+        assumed for raw images where `model` says nothing of it, and its history. Ctrl-C and a loss that is not a
         number end the training early; the model then has the best weights so far.
 
     Raises:
@@ -146,6 +147,8 @@ def train(
     for term in step.terms if examples.labels is not None else []:
         if term.units[:1] == (len(examples.labels or ()),):
             set_labels(trained, term.output, list(examples.labels or ()))
+    for name, how in examples.assumed.items():
+        set_preprocessing(trained, name, how)
     return Trained(trained, run.history, run.best_epoch, ending, message)
 
 
@@ -209,6 +212,7 @@ class _Run:
             rate = self.settings.rate((epoch - 1) * self._steps + index, self._steps)
             measured = self.training.run(examples, targets, rate)
             if not math.isfinite(measured[0]):
+                self.data.check_finite()
                 raise _Diverged(f"the loss became {measured[0]} at step {index + 1} of epoch {epoch}")
             total += np.array(measured) * _count(targets)
             for callback in self.callbacks:
@@ -316,6 +320,8 @@ def _measure(evaluation: Evaluation, data: Dataset, batch_size: int) -> Scores:
     total = np.zeros(len(names))
     for examples, targets in data.batches(batch_size):
         total += np.array(evaluation.run(examples, targets)) * _count(targets)
+    if not math.isfinite(total[0]):
+        data.check_finite()
     return Scores(dict(zip(names, (total / len(data)).tolist(), strict=True)), len(data))
 
 
@@ -327,13 +333,14 @@ def evaluate(
     output: str | None = None,
     batch_size: int = 64,
     device: runtime.Device = "auto",
+    split: str | None = None,
 ) -> Scores:
-    """Measures `model` on `data` (of a path, its test part), as it infers.
+    """Measures `model` on `data`, as it infers; of a path, on the part that `split` says, as `open_part` takes it.
 
     Raises:
-        SurgeryError: The data do not fit the model.
+        SurgeryError: The data do not fit the model, or have no such part, or are not finite numbers.
     """
-    examples, _ = as_dataset(data, model, "test")
+    examples = as_part(data, model, split)
     step = evaluation_step(model, loss=_objective(model, loss, output, examples.targets), output=output)
     return _measure(Evaluation(step, runtime.providers(device)), _fit(examples, step), batch_size)
 

@@ -73,3 +73,13 @@ def test_leaving_in_the_middle_ends_the_preparing_thread() -> None:
 def test_examples_and_targets_must_be_as_many() -> None:
     with pytest.raises(SurgeryError, match="3 examples but 2 targets"):
         Dataset(np.zeros((3, 1)), np.zeros(2))
+
+
+def test_examples_that_are_not_numbers_are_named() -> None:
+    examples = np.zeros((20, 2, 2))
+    Dataset(examples, np.zeros(20)).check_finite()
+    examples[3, 0, 1], examples[7, 1, 1] = np.nan, 1e300  # which float32 does not hold
+    with pytest.raises(SurgeryError, match=r"examples 3, 7 .*are not finite numbers"):
+        Dataset(examples, np.zeros(20)).check_finite()
+    with pytest.raises(SurgeryError, match=r"examples 3, 7 .*of input 'a' are not finite"):
+        Dataset({"b": np.zeros((20, 1), np.uint8), "a": examples}, np.zeros(20)).check_finite()

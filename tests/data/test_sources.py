@@ -3,25 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from surgery.data import from_arrays, input_spec, open_data
+from surgery.data import from_arrays, input_spec, open_data, open_part
 from surgery.data.preprocess import preparer
 from surgery.errors import SurgeryError
-from surgery.marks import Preprocessing, set_labels, set_preprocessing
-
-
-def model_with_input(*shape: int | str, how: Preprocessing | None = None) -> ir.Model:
-    data = ir.val("data", ir.DataType.FLOAT, shape)
-    node = ir.node("Relu", [data])
-    node.outputs[0].name = "out"
-    graph = ir.Graph([data], node.outputs, nodes=[node], opset_imports={"": 21}, name="net")
-    model = ir.Model(graph, ir_version=10)
-    set_preprocessing(model, "data", how)
-    return model
-
+from surgery.marks import Preprocessing, set_labels
+from tests.data.models import model_with_input
 
 RGB = model_with_input("N", 3, 8, 8)
 
@@ -59,9 +48,8 @@ def test_train_and_val_folders_are_told_apart(folder: Path, tmp_path: Path) -> N
     assert len(data) == 6
     assert held is not None
     assert held.targets.tolist() == [1]  # as training counts the classes
-    tested, none = open_data(tmp_path / "set", RGB, split="test")
-    assert none is None
-    assert tested.targets.tolist() == [1]
+    tested = open_part(tmp_path / "set", RGB)
+    assert (tested.part, tested.targets.tolist()) == ("val", [1])
 
 
 def test_classes_are_numbered_as_the_models_labels(folder: Path) -> None:
@@ -120,7 +108,7 @@ def test_npz_files_have_their_parts_by_name(tmp_path: Path) -> None:
     (examples, targets), *_ = data.batches(5)
     np.testing.assert_allclose(examples, arrays["x_train"], rtol=1e-6)
     assert targets.tolist() == [0, 1, 0, 1, 0]
-    tested, _ = open_data(tmp_path / "d.npz", RGB, split="test")
+    tested = open_part(tmp_path / "d.npz", RGB)
     assert tested.targets.tolist() == [1, 0]  # Keras' data sets have a column
 
 

@@ -1,0 +1,64 @@
+"""What the verbs that read data tell about it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import typer
+
+from surgery.data import Dataset
+from surgery.layers import find_output
+from surgery.marks import Preprocessing
+from surgery.training.settings import TrainSettings
+
+__all__ = ["data_notes", "say_skipped"]
+
+
+def say_skipped(files: tuple[str, ...], quiet: bool) -> None:
+    """Names the files that were left out, the first few of them, on standard error, unless `quiet`."""
+    if not files or quiet:
+        return
+    some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    count = f"{len(files)} images that do" if len(files) > 1 else "1 image that does"
+    typer.echo(f"surgery: skipped {count} not decode: {some}", err=True)
+
+
+def data_notes(
+    data: Dataset, held: Dataset | None, model: ir.Model, settings: TrainSettings, validation: float | None
+) -> list[str]:
+    """What to know before `model` is trained on `data`, a line each.
+
+    Args:
+        data: What is trained on.
+        held: The validation part that the data bring.
+        model: The model.
+        settings: How to train.
+        validation: The share to split off that the command line says, which goes before `held`.
+    """
+    notes = [
+        f"preprocessing: {describe(how)} (assumed; the pass set_preprocessing says otherwise)"
+        for how in data.assumed.values()
+    ]
+    if held is not None and validation is None and settings.validation:
+        notes.append(
+            f"validation: {settings.validation:g} is not used, as the data bring {len(held):,} examples to watch; "
+            "--validation splits some off instead"
+        )
+    targets = data.targets
+    if not isinstance(targets, dict) and np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1:
+        output = find_output(model, settings.output)
+        units = output.shape[1] if output.shape is not None and len(output.shape) == 2 else None
+        classes = len(np.unique(targets))
+        if isinstance(units, int) and 1 < units > classes:
+            notes.append(
+                f"classes: the data have examples of {classes}, output {output.name!r} has {units} units; "
+                f"replace_head: {{units: {classes}}} gives it as many"
+            )
+    return notes
+
+
+def describe(how: Preprocessing) -> str:
+    """Preprocessing of assumed form in words: colour, layout and scale."""
+    color = how.color if how.color == "gray" else how.color.upper()
+    scale = "pixels as they are" if how.scale == 1 else f"pixels / {1 / how.scale:g}"
+    return f"{color}, {how.layout}, {scale}"

@@ -1,0 +1,71 @@
+"""Data from arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from surgery.data.dataset import Arrays, Dataset
+from surgery.data.preprocess import InputSpec, input_spec, preparer, takes_images
+from surgery.errors import SurgeryError
+
+__all__ = ["from_arrays"]
+
+
+def from_arrays(
+    examples: Arrays, targets: Arrays, model: ir.Model, classes: Sequence[str] | None = None, part: str = "all"
+) -> Dataset:
+    """Returns a data set of arrays for `model`.
+
+    Args:
+        examples: See `preparer` for what they may be; for a model with several inputs, an array for each by its name.
+        targets: Class numbers or floats; for several outputs, an array for each by its name.
+        model: Says what its inputs take.
+        classes: The classes' names.
+        part: What part of their source they are.
+
+    Raises:
+        SurgeryError: There are none, as many targets as examples are not there, or they do not fit an input.
+    """
+    if isinstance(targets, dict):
+        targets = {name: _targets(array) for name, array in targets.items()}
+    else:
+        targets = _targets(targets)
+    if not isinstance(examples, dict):
+        examples = np.asarray(examples)
+        if not len(examples):
+            raise SurgeryError("the data set is empty")
+        spec = input_spec(model)
+        prepare: Callable[[Any], Any] = preparer(examples, spec)
+        specs = {str(model.graph.inputs[0].name): spec}
+    else:
+        specs = _by_input(examples, model)
+        each = {name: preparer(examples[name], spec) for name, spec in specs.items()}
+
+        def prepare(batch: Any) -> Any:
+            return {name: each[name](array) for name, array in batch.items()}
+
+    arrays = examples if isinstance(examples, dict) else dict.fromkeys(specs, examples)
+    assumed = {name: s.how for name, s in specs.items() if s.assumed and takes_images(arrays[name], s)}
+    return Dataset(examples, targets, prepare, tuple(classes) if classes else None, part, assumed=assumed)
+
+
+def _targets(targets: np.ndarray) -> np.ndarray:
+    """Class numbers as int64, others as float32; a single column of integers, as Keras' data sets have, as `[N]`."""
+    targets = np.asarray(targets)
+    if not np.issubdtype(targets.dtype, np.integer):
+        return targets.astype(np.float32)
+    return (targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets).astype(np.int64)
+
+
+def _by_input(examples: dict[str, np.ndarray], model: ir.Model) -> dict[str, InputSpec]:
+    """What each input takes, by its name."""
+    names = [str(i.name) for i in model.graph.inputs]
+    if set(examples) != set(names):
+        raise SurgeryError(
+            f"examples are given for {', '.join(examples)}, but the model's inputs are {', '.join(names)}"
+        )
+    return {name: input_spec(model, name) for name in names}
