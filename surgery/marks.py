@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
@@ -241,10 +241,10 @@ def preprocessing(model: ir.Model, input: str) -> Preprocessing | None:
 _preprocessing = TypeAdapter(Preprocessing)
 
 
-def guess_layout(shape: Sequence[Any]) -> Literal["NCHW", "NHWC"]:
+def guess_layout(shape: Iterable[Any]) -> Literal["NCHW", "NHWC"]:
     """The layout of an image input whose model does not say it: NHWC where only the last axis can be the channels'."""
-    colors = (1, 3, 4)
-    return "NHWC" if len(shape) == 4 and shape[3] in colors and shape[1] not in colors else "NCHW"
+    dims, colors = list(shape), (1, 3, 4)
+    return "NHWC" if len(dims) == 4 and dims[3] in colors and dims[1] not in colors else "NCHW"
 
 
 def set_preprocessing(model: ir.Model, input: str, how: Preprocessing | None) -> bool:

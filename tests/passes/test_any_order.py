@@ -106,6 +106,7 @@ steps = st.one_of(
     step("replace_activation", layers=selectors, activation=activations),
     step("set_batch", size=st.sampled_from([1, 2, "batch"])),
     step("set_input_size", size=st.sampled_from([9, [12, 10]]), new_weights=st.booleans()),
+    step("set_preprocessing", preset=st.sampled_from(["torchvision", "tf"])),
     step("to_fully_convolutional"),
     step("fold_batchnorm", layers=selectors),
     step("insert", layers=selectors, operator=st.sampled_from(["Identity", "LeakyRelu", "Neg"])),
