@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from surgery.cli import guarded
+from surgery.data.preprocess import require_pillow
 from surgery.errors import SurgeryError
 from surgery.io import replacing
 
@@ -35,7 +36,11 @@ def digits(train: int, seed: int = 0) -> dict[str, np.ndarray]:
     Args:
         train: How many training examples, a tenth of them of each class.
         seed: Draws them.
+
+    Raises:
+        SurgeryError: Pillow or scikit-learn is missing.
     """
+    require_pillow()
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
