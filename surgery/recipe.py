@@ -13,6 +13,7 @@ a pass has a field that is meant by itself, and the name alone is enough for a p
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -182,7 +183,14 @@ def _is_short_form(fields: Any, names: Mapping[str, Any], short: str) -> bool:
         return True
     if not fields or set(fields) & set(names):
         return False
+    if short == "layers" and all(_nearest_is_selectors(key, names) for key in fields):
+        return True  # a misspelt key of a selector, which is to be told as such
     return set(fields) <= SELECTOR_KEYS or names[short].get("type") == "object"
+
+
+def _nearest_is_selectors(key: str, names: Iterable[str]) -> bool:
+    close = difflib.get_close_matches(str(key), [*names, *SELECTOR_KEYS], n=1)
+    return bool(close) and close[0] in SELECTOR_KEYS
 
 
 def _override(text: str, plain: list[tuple[str, dict[str, Any]]], train: dict[str, Any], context: _Context) -> None:
@@ -321,8 +329,12 @@ def _item_schema(name: str, schema: Any, definitions: dict[str, Any]) -> dict[st
     full = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     forms = [schema]
     if kind.shorthand:
-        forms.append(full["properties"][kind.shorthand])
-    if not full.get("required"):
+        short = dict(full["properties"][kind.shorthand])
+        if "anyOf" in short:  # null is no short form
+            short["anyOf"] = [form for form in short["anyOf"] if form != {"type": "null"}]
+        forms.append(short)
+    bare = _works_bare(kind)
+    if bare:
         forms.append({"type": "null"})
     item = {
         "type": "object",
@@ -331,7 +343,16 @@ def _item_schema(name: str, schema: Any, definitions: dict[str, Any]) -> dict[st
         "required": [name],
         "additionalProperties": False,
     }
-    return item if full.get("required") else {"anyOf": [{"const": name}, item]}
+    return {"anyOf": [{"const": name}, item]} if bare else item
+
+
+def _works_bare(kind: type[Pass]) -> bool:
+    """Whether a pass needs no fields."""
+    try:
+        kind()
+    except ValidationError:
+        return False
+    return True
 
 
 def _described(definition: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Until(_Form):
 class Between(_Form):
     """Everything between two layers, both included."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, json_schema_extra={"minProperties": 1})
     from_: str | None = Field(None, alias="from")
     to: str | None = None
 
@@ -132,7 +132,7 @@ def _hint(view: list[Layer], part: Any) -> str:
     if isinstance(part, OfType):
         return nearest(part.type, {layer.op_type for layer in view})
     if isinstance(part, str):
-        return nearest(part, known_names(view))
+        return nearest(part, [*known_names(view), "head", "all"])
     return ""
 
 

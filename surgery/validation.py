@@ -28,7 +28,16 @@ def explain(error: ValidationError, data: Any, schema: dict[str, Any]) -> tuple[
     """
     problems = error.errors(include_url=False)
     problem = ([p for p in problems if p["type"] in _UNKNOWN] or problems)[0]
-    return _inside(data, problem["loc"]), _message(problem, schema)
+    place = _inside(data, problem["loc"])
+    text_wanted = any(p["type"] == "string_type" and _inside(data, p["loc"]) == place for p in problems)
+    return place, _message(problem, schema) + (_quotes(problem.get("input")) if text_wanted else "")
+
+
+def _quotes(given: Any) -> str:
+    """What to do about text that YAML reads as something else."""
+    if isinstance(given, bool):
+        return "; write it in quotes: without them YAML reads yes, no, on and off as true and false"
+    return "" if given is None or isinstance(given, Mapping | list) else "; write it in quotes"
 
 
 def _inside(data: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:

@@ -69,6 +69,8 @@ def test_a_layer_that_is_called_head_or_has_a_bracket_in_its_name_is_meant_itsel
     ("selector", "message"),
     [
         ("c3", r"selector 'c3' matches no layer; did you mean 'c2' or 'c1'"),
+        ("hed", r"selector 'hed' matches no layer; did you mean 'head'"),
+        ("al", r"selector 'al' matches no layer; did you mean .*'all'"),
         (["c1", "x*"], r"selector 'x\*' matches no layer"),
         ({"type": "Cnv"}, r"matches no layer; did you mean 'Conv'"),
         ({"first": 9}, r"asks for 9 layers; the model has 4"),

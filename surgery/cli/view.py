@@ -12,7 +12,9 @@ from surgery.cli.app import ModelFile, app, say
 @app.command()
 def view(
     model: ModelFile,
-    port: Annotated[int | None, typer.Option(help="The port to serve at. [default: a free one]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The port to serve at. [default: a free one]")
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to serve at.")] = "localhost",
     browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
 ) -> None:

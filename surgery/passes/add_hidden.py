@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 
 from surgery.errors import SurgeryError
 from surgery.io import infer_shapes
@@ -17,7 +17,7 @@ from surgery.passes.activations import Activation, insert_activation
 from surgery.passes.base import Change, Pass, pass_dataclass
 from surgery.passes.dense import layer_stem, read_units, write_units
 from surgery.passes.editing import insert_behind, new_parameter, register, unique
-from surgery.passes.initializers import Initializer, initialize
+from surgery.passes.initializers import Initializer, Units, initialize
 
 __all__ = ["AddHidden"]
 
@@ -43,7 +43,7 @@ class AddHidden(Pass):
 
     shorthand: ClassVar[str | None] = "units"
 
-    units: PositiveInt
+    units: Units
     activation: Activation = "relu"
     initializer: Initializer = "he"
     seed: NonNegativeInt = 0
@@ -63,9 +63,9 @@ class AddHidden(Pass):
         inputs = rows.shape[1]
         kernel = [1] * (rows.ndim - 2)
         weight = initialize(self.initializer, (self.units, inputs, *kernel), self.seed, f"{self.name}.weight")
-        hidden = self._layer(top, weight)
         stem = layer_stem(top)
         new_rows = initialize(self.initializer, (len(rows), self.units, *rows.shape[2:]), self.seed, f"{stem}.weight")
+        hidden = self._layer(top, weight)
         write_units(top, new_rows, bias, stem, keep_marks=True)
         infer_shapes(model)
         find_layer(model, self.name).node.metadata_props[_DONE] = arguments

@@ -31,7 +31,7 @@ from typing_extensions import dataclass_transform
 
 from surgery.io import infer_shapes
 
-__all__ = ["Change", "Pass", "Result", "pass_dataclass", "registry"]
+__all__ = ["Change", "Pass", "Result", "given", "pass_dataclass", "registry"]
 
 registry: dict[str, type[Pass]] = {}
 P = TypeVar("P", bound="Pass")
@@ -61,10 +61,12 @@ class Pass(ir.passes.InPlacePass):
     Attributes:
         pass_name: Its name in recipes.
         shorthand: The field that a recipe's ``name: value`` means, if the pass has one: ``freeze: head``.
+        together: The JSON Schema of which fields it needs together, where a validator checks that; see `given`.
     """
 
     pass_name: ClassVar[str]
     shorthand: ClassVar[str | None] = None
+    together: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,11 +102,18 @@ class Pass(ir.passes.InPlacePass):
         return Result(model, bool(changes), changes)
 
 
+def given(field: str) -> dict[str, Any]:
+    """The JSON Schema of mappings in which `field` is there and not null."""
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
 @dataclass_transform()
 def pass_dataclass(cls: type[P]) -> type[P]:
     """Makes a pass a dataclass that checks its fields, also when Python code sets them.
 
     Unknown keys and wrong types are errors, but a float may be written as an int.
     """
-    config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    config = ConfigDict(
+        extra="forbid", strict=True, validate_assignment=True, allow_inf_nan=False, json_schema_extra=cls.together
+    )
     return cast("type[P]", pydantic.dataclasses.dataclass(config=config)(cls))

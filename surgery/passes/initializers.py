@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-__all__ = ["Initializer", "initialize"]
+from surgery.errors import SurgeryError
+
+__all__ = ["Initializer", "Units", "initialize"]
+
+_MOST = 2**29  # numbers in a weight: 2 GB, which is also the most that a tensor in an ONNX file may have
 
 Initializer = Literal["glorot", "glorot_uniform", "glorot_normal", "he", "he_uniform", "he_normal", "zeros"]
+Units = Annotated[int, Field(gt=0, le=_MOST)]
 
 
 def initialize(
@@ -31,7 +37,24 @@ def initialize(
         name: The parameter's name, so that parameters of one seed differ.
         fans: fan_in and fan_out; by default those of the shape `[units, inputs, *kernel]`: inputs and units, each
             times the kernel's size.
+
+    Raises:
+        SurgeryError: It would have more numbers than a tensor may, or than there is memory for.
     """
+    if math.prod(shape) > _MOST:
+        raise SurgeryError(
+            f"{name!r} of shape {'×'.join(map(str, shape))} would have {math.prod(shape):,} numbers; a weight may have "
+            f"{_MOST:,}: ask for fewer units"
+        )
+    try:
+        return _draw(kind, shape, seed, name, fans)
+    except MemoryError as error:
+        raise SurgeryError(
+            f"there is not enough memory for {name!r} of shape {'×'.join(map(str, shape))}; ask for fewer units"
+        ) from error
+
+
+def _draw(kind: Initializer, shape: tuple[int, ...], seed: int, name: str, fans: tuple[int, int] | None) -> np.ndarray:
     if kind == "zeros":
         return np.zeros(shape)
     receptive = math.prod(shape[2:])

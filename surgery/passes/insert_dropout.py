@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from surgery.errors import SurgeryError
 from surgery.layers import Layer, descendants, layers
 from surgery.passes.activations import ACTIVATION_OPS
-from surgery.passes.base import Change, Pass, pass_dataclass
+from surgery.passes.base import Change, Pass, given, pass_dataclass
 from surgery.passes.editing import add_constant, constant_of, drop_unused, insert_behind, opset
 from surgery.selectors import Selector, select
 
@@ -43,6 +43,13 @@ class InsertDropout(Pass):
     """
 
     shorthand: ClassVar[str | None] = "hidden"
+    together: ClassVar[dict[str, Any]] = {
+        "anyOf": [given("input"), given("hidden"), given("rate")],
+        "allOf": [
+            {"anyOf": [{"not": given("rate")}, given("layers")]},
+            {"anyOf": [{"not": given("layers")}, given("rate")]},
+        ],
+    }
 
     input: Rate | None = None
     hidden: Rate | None = None

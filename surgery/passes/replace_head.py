@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from surgery.errors import SurgeryError, nearest
 from surgery.io import infer_shapes
 from surgery.layers import Layer, ancestors, descendants, find_output, head
 from surgery.marks import labels, set_labels
 from surgery.passes.activations import ACTIVATION_OPS, Activation, activation_node, insert_activation
-from surgery.passes.base import Change, Pass, pass_dataclass
+from surgery.passes.base import Change, Pass, given, pass_dataclass
 from surgery.passes.dense import layer_stem, read_units, write_units
 from surgery.passes.editing import add_constant, bypass, constant_of, forget_shapes
-from surgery.passes.initializers import Initializer, initialize
+from surgery.passes.initializers import Initializer, Units, initialize
 
 __all__ = ["ReplaceHead"]
 
 _DONE = "surgery.replace_head"  # on the head: the arguments it was made with
+_UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 _RESHAPING = {"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast"}
 _POOLING = {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax"}
 
@@ -48,13 +50,14 @@ class ReplaceHead(Pass):
     """
 
     shorthand: ClassVar[str | None] = "units"
+    together: ClassVar[dict[str, Any]] = {"anyOf": [given("units"), given("labels")]}
 
-    units: PositiveInt | None = None
+    units: Units | None = None
     activation: Activation = "softmax"
     initializer: Initializer = "glorot"
     seed: NonNegativeInt = 0
-    keep: list[NonNegativeInt | str] = Field(default_factory=list)
-    labels: Annotated[list[str], Field(min_length=1)] | None = None
+    keep: Annotated[list[NonNegativeInt | str], _UNIQUE] = Field(default_factory=list)
+    labels: Annotated[list[str], _UNIQUE, Field(min_length=1)] | None = None
     output: str | None = None
 
     @model_validator(mode="after")
@@ -63,6 +66,9 @@ class ReplaceHead(Pass):
             raise ValueError("needs `units` or `labels`")
         if self.units is not None and self.labels is not None and len(self.labels) != self.units:
             raise ValueError(f"{len(self.labels)} labels do not fit {self.units} units")
+        for field, items in (("labels", self.labels or []), ("keep", self.keep)):
+            if twice := _repeated(items):
+                raise ValueError(f"`{field}` has {twice[0]!r} twice")
         if len(self.keep) > self._count:
             raise ValueError(f"{len(self.keep)} units to keep are more than {self._count} units")
         return self
@@ -84,6 +90,8 @@ class ReplaceHead(Pass):
         rows, bias = read_units(layer)
         old_labels = labels(model, output)
         kept = [_unit(k, len(rows), old_labels) for k in self.keep]
+        if twice := _repeated(kept):
+            raise SurgeryError(f"`keep` has unit {twice[0]} twice, by its number and by its label")
         tail = _tail(layer, end)
         group = layer.node.attributes.get_int("group", 1) if layer.op_type == "Conv" else 1
         if self._count % group:
@@ -121,6 +129,10 @@ class ReplaceHead(Pass):
         yield Change(output, f"{old.op_type if old else 'linear'} → {self.activation}")
 
 
+def _repeated(items: Sequence[int | str]) -> list[int | str]:
+    return [item for item, count in Counter(items).items() if count > 1]
+
+
 def _unit(wanted: int | str, count: int, names: list[str] | None) -> int:
     """The number of a unit of the old head."""
     if isinstance(wanted, str):
@@ -128,6 +140,10 @@ def _unit(wanted: int | str, count: int, names: list[str] | None) -> int:
             raise SurgeryError(f"cannot keep {wanted!r}: the old head has no labels; give the unit's number")
         if wanted not in names:
             raise SurgeryError(f"cannot keep {wanted!r}: the old head has no such label{nearest(wanted, names)}")
+        if names.count(wanted) > 1:
+            raise SurgeryError(
+                f"cannot keep {wanted!r}: several units of the old head have that label; give the number"
+            )
         return names.index(wanted)
     if wanted >= count:
         raise SurgeryError(f"cannot keep unit {wanted}: the old head has units 0 to {count - 1}")

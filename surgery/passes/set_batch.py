@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import onnx_ir as ir
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from surgery.errors import SurgeryError
 from surgery.passes.base import Change, Pass, pass_dataclass
@@ -28,7 +28,7 @@ class SetBatch(Pass):
 
     shorthand: ClassVar[str | None] = "size"
 
-    size: PositiveInt | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+    size: Annotated[int, Field(gt=0, lt=2**31)] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
     axis: Annotated[int, Field(ge=0)] = 0
 
     def edit(self, model: ir.Model) -> Iterator[Change]:

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import onnx_ir as ir
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 
 from surgery.errors import SurgeryError
 from surgery.io import infer_shapes
 from surgery.layers import Layer, layers
-from surgery.marks import preprocessing, set_preprocessing
+from surgery.marks import guess_layout, preprocessing, set_preprocessing
 from surgery.passes.base import Change, Pass, pass_dataclass
 from surgery.passes.dense import layer_stem, read_units, write_units
 from surgery.passes.initializers import Initializer, initialize
 from surgery.passes.resizing import set_shape
 
 __all__ = ["SetInputSize"]
+
+Pixels = Annotated[int, Field(gt=0, le=2**20)]
 
 
 @pass_dataclass
@@ -38,7 +40,7 @@ class SetInputSize(Pass):
 
     shorthand: ClassVar[str | None] = "size"
 
-    size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    size: Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
     input: str | None = None
     new_weights: bool = False
     initializer: Initializer = "glorot"
@@ -49,7 +51,7 @@ class SetInputSize(Pass):
         assert value.shape is not None
         how = preprocessing(model, str(value.name))
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        axis = 1 if how is not None and how.layout == "NHWC" else 2
+        axis = 1 if (how.layout if how is not None else guess_layout(value.shape)) == "NHWC" else 2
         dims = [*value.shape[:axis], height, width, *value.shape[axis + 2 :]]
         if how is not None and set_preprocessing(
             model, str(value.name), dataclasses.replace(how, size=(height, width))

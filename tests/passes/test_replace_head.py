@@ -13,7 +13,8 @@ import pytest
 from surgery.errors import SurgeryError
 from surgery.layers import find_layer, head
 from surgery.marks import labels, marks, set_labels, set_marks
-from surgery.passes import Freeze, ReplaceHead
+from surgery.passes import AddHidden, Freeze, ReplaceHead
+from surgery.passes.initializers import initialize
 from tests.graphs import cnn, mlp, parse, run, squeezenet, weights_of
 
 IMAGE = np.random.default_rng(1).normal(size=(2, 3, 9, 9)).astype(np.float32)
@@ -390,3 +391,32 @@ def test_shapes_are_inferred_and_changes_told() -> None:
     assert [str(c) for c in changes] == ["h: 6 → 3 units, glorot weights, units 5 kept", "y: linear → softmax"]
     assert model.graph.outputs[0].shape == ir.Shape(["N", 3])
     assert all(o.shape is not None for n in model.graph for o in n.outputs)
+
+
+def test_a_unit_is_kept_once() -> None:
+    model = HEADS["Softmax"]()
+    set_labels(model, "y", ["ant", "bee", "crane", "dog", "crane"])  # ImageNet has two classes of that name
+    with pytest.raises(SurgeryError, match="`keep` has unit 1 twice, by its number and by its label"):
+        ReplaceHead(units=3, keep=[1, "bee"])(model)
+    with pytest.raises(SurgeryError, match=r"cannot keep 'crane': several units .* give the number"):
+        ReplaceHead(units=3, keep=["crane"])(model)
+    ReplaceHead(units=2, keep=[2, 4])(model)
+    assert labels(model, "y") == ["crane", "crane"]
+
+
+def test_a_head_that_no_file_can_hold_is_refused_before_memory_is_taken() -> None:
+    model = HEADS["Softmax"]()
+    before = weights_of(model)
+    for step in (ReplaceHead(units=2**28), AddHidden(units=2**28)):
+        with pytest.raises(SurgeryError, match=r"would have 2,147,483,648 numbers; a weight may have 536,870,912"):
+            step(model)
+    assert weights_of(model).keys() == before.keys()
+
+
+def test_memory_that_there_is_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "zeros", none_left)
+    with pytest.raises(SurgeryError, match="there is not enough memory for 'w' of shape 3×4"):
+        initialize("zeros", (3, 4), 0, "w")
