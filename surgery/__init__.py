@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from surgery.io import load as load
     from surgery.io import save as save
     from surgery.recipe import apply as apply
+    from surgery.training.callbacks import Callback as Callback
     from surgery.training.trainer import evaluate as evaluate
     from surgery.training.trainer import predict as predict
     from surgery.training.trainer import train as train
 
 # Where each public name lives; a name is imported when it is first used, so that `import surgery` is instant.
 _NAMES = {
+    "Callback": "surgery.training.callbacks",
     "SurgeryError": "surgery.errors",
     "apply": "surgery.recipe",
     "evaluate": "surgery.training.trainer",
@@ -28,7 +30,7 @@ _NAMES = {
     "save": "surgery.io",
     "train": "surgery.training.trainer",
 }
-__all__ = ["SurgeryError", "apply", "evaluate", "gradient", "load", "predict", "save", "train"]
+__all__ = ["Callback", "SurgeryError", "apply", "evaluate", "gradient", "load", "predict", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

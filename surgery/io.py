@@ -19,7 +19,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitial
 from surgery.errors import SurgeryError
 from surgery.proto import light_proto, write_model
 
-__all__ = ["IR_VERSION", "MAX_OPSET", "MIN_OPSET", "infer_shapes", "load", "replacing", "save"]
+__all__ = ["IR_VERSION", "MAX_OPSET", "MIN_OPSET", "file_mode", "infer_shapes", "load", "replacing", "save"]
 
 IR_VERSION = 10  # the newest that ONNX Runtime 1.19 reads, and the oldest with metadata on every part
 MAX_OPSET = 21  # likewise
@@ -269,7 +269,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        os.chmod(temporary, _mode(path))
+        os.chmod(temporary, file_mode(path))
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -279,7 +279,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _mode(path: Path) -> int:
+def file_mode(path: Path) -> int:
     """The permissions `path` has, or those a new file would get."""
     if path.exists():
         return path.stat().st_mode & 0o777

@@ -50,5 +50,5 @@ def test_the_python_example(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     found = re.search(r"'accuracy': ([\d.]+)", done.stdout)
     assert found
-    assert float(found[1]) > 0.9
+    assert float(found[1]) > 0.96  # the network from random weights comes to 0.93
     assert (tmp_path / "out" / "digits.onnx").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,8 +43,16 @@ def say(text: Any = "", quiet: bool = False) -> None:
 
 
 def print_json(data: Any) -> None:
-    """Prints `data` as JSON to standard output."""
-    print(json.dumps(data, ensure_ascii=False, indent=2))
+    """Prints `data` as JSON to standard output; what is no finite number, JSON does not have: it becomes null."""
+    print(json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,9 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="At the start.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    output_name: Annotated[
+        str | None, typer.Option("--output-name", help="Which output, where the model has several.")
+    ] = None,
     validation: Annotated[float | None, typer.Option(help="The share of the examples to split off to watch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the order and dropout.")] = None,
     overrides: Overrides = None,
@@ -63,6 +67,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "optimizer": optimizer,
+        "output": output_name,
         "validation": validation,
         "seed": seed,
     }
@@ -85,13 +90,18 @@ def train(
         device=device,
         callbacks=[EpochLines(silent), JsonLines(folder / "history.jsonl")],
     )
-    save(result.model, folder / "model.onnx")
-    if result.history:
+    kept = result.kept_epoch > 0
+    curves = kept and not _missing("matplotlib")
+    if kept:
+        save(result.model, folder / "model.onnx")
+    if curves:
         plot(result.history, folder / "curves.png", model.stem)
+    files = {"model": folder / "model.onnx", "history_file": folder / "history.jsonl", "curves": folder / "curves.png"}
+    files = {key: path for key, path in files.items() if kept and (key != "curves" or curves)}
     if as_json:
         print_json(
             {
-                "model": str(folder / "model.onnx"),
+                **{key: str(path) for key, path in files.items()},
                 "ending": result.ending,
                 "message": result.message,
                 "kept_epoch": result.kept_epoch,
@@ -99,13 +109,15 @@ def train(
                 "skipped": skipped,
             }
         )
-    else:
-        say(f"kept the weights of epoch {result.kept_epoch}: {folder / 'model.onnx'}", quiet)
-        if result.history:
-            say(f"history and curves: {folder / 'history.jsonl'}, {folder / 'curves.png'}", quiet)
-    if result.ending == "diverged":
-        typer.echo(f"surgery: {result.message}", err=True)
-        raise typer.Exit(1)
-    if result.ending == "interrupted":
-        typer.echo(f"surgery: {result.message}", err=True)
-        raise typer.Exit(130)  # as shells tell of Ctrl-C
+    elif kept:
+        say(f"kept the weights of epoch {result.kept_epoch}: {', '.join(map(str, files.values()))}", quiet)
+    if kept and not curves:
+        typer.echo("surgery: no curves.png: plots need matplotlib (pip install 'onnx-surgery[train]')", err=True)
+    if result.ending != "finished":
+        nothing = "" if kept else f"; nothing was saved, {folder} is as it was"
+        typer.echo(f"surgery: {result.message}{nothing}", err=True)
+        raise typer.Exit(1 if result.ending == "diverged" else 130)  # 130: as shells tell of Ctrl-C
+
+
+def _missing(module: str) -> bool:
+    return importlib.util.find_spec(module) is None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import IO
 
 from surgery.errors import SurgeryError
+from surgery.io import file_mode
 from surgery.training.history import Record
 
 __all__ = ["Callback", "JsonLines", "Plan"]
@@ -59,25 +61,33 @@ class JsonLines(Callback):
     """Writes each record as a line of a file as soon as there is one.
 
     Args:
-        path: The file; what was in it is replaced when the training begins.
+        path: The file; what was in it is replaced when the first epoch ends.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        self._aside: Path | None = None
         self._file: IO[str] | None = None
 
     def on_train_begin(self, plan: Plan) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", suffix=".tmp", dir=self._path.parent)
         except OSError as error:
             raise SurgeryError(f"{self._path}: cannot be written ({error.strerror})") from error
+        self._file, self._aside = os.fdopen(handle, "w", encoding="utf-8"), Path(name)
 
     def on_epoch_end(self, record: Record) -> None:
         assert self._file is not None
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._aside is not None:
+            os.chmod(self._aside, file_mode(self._path))
+            os.replace(self._aside, self._path)  # the file stays open under its new name
+            self._aside = None
 
     def on_train_end(self) -> None:
         if self._file is not None:
             self._file.close()
+        if self._aside is not None:
+            self._aside.unlink(missing_ok=True)

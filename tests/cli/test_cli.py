@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -203,10 +204,33 @@ def test_flags_override_the_recipe_and_json_is_for_scripts(folder: Path) -> None
 
 
 @pytest.mark.training
-def test_a_diverging_training_exits_with_1_and_keeps_a_model(folder: Path) -> None:
+def test_a_training_that_diverges_at_once_exits_with_1_and_saves_nothing(folder: Path) -> None:
     done = run("train", folder / "lenet.onnx", folder / "digits.npz", "--lr", "1e30", "-o", folder / "t3", code=1)
     assert "the loss became" in done.stderr
-    assert run("evaluate", folder / "t3" / "model.onnx", folder / "digits.npz", "--json").stdout
+    assert "nothing was saved" in done.stderr
+    assert not (folder / "t3" / "model.onnx").exists()
+
+
+@pytest.mark.training
+def test_a_failed_training_leaves_an_earlier_result_alone(folder: Path) -> None:
+    out = folder / "t5"
+    words = ["train", folder / "lenet.onnx", folder / "digits.npz", "-o", out, "--epochs", "2"]
+    run(*words, "--lr", "1e-3", "-q")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    run(*words, "--lr", "1e30", code=1)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+@pytest.mark.training
+def test_training_without_matplotlib_leaves_the_curves_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name, *a))
+    done = run(
+        "train", folder / "lenet.onnx", folder / "digits.npz", "-o", folder / "t6", "--epochs", "1", "--lr", "1e-4"
+    )
+    assert "matplotlib" in done.stderr
+    assert "kept the weights of epoch 1" in done.stdout
+    assert sorted(p.name for p in (folder / "t6").iterdir()) == ["history.jsonl", "model.onnx"]
 
 
 @pytest.mark.training
