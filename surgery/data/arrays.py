@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,21 +33,23 @@ def from_arrays(
         targets = {name: _targets(array) for name, array in targets.items()}
     else:
         targets = _targets(targets)
-    if not isinstance(examples, dict):
-        examples = np.asarray(examples)
-        if not len(examples):
-            raise SurgeryError("the data set is empty")
-        spec = input_spec(model)
-        prepare: Callable[[Any], Any] = preparer(examples, spec)
-        specs = {str(model.graph.inputs[0].name): spec}
+    if isinstance(examples, dict):
+        examples = arrays = {name: np.asarray(array) for name, array in examples.items()}
+        specs = _by_input(arrays, model)
     else:
-        specs = _by_input(examples, model)
-        each = {name: preparer(examples[name], spec) for name, spec in specs.items()}
+        spec = input_spec(model)
+        specs = {str(model.graph.inputs[0].name): spec}
+        examples = np.asarray(examples)
+        arrays = dict.fromkeys(specs, examples)
+    if not all(len(array) for array in arrays.values()):
+        raise SurgeryError("the data set is empty")
+    each = {name: preparer(arrays[name], spec) for name, spec in specs.items()}
 
-        def prepare(batch: Any) -> Any:
+    def prepare(batch: Arrays) -> Arrays:
+        if isinstance(batch, dict):
             return {name: each[name](array) for name, array in batch.items()}
+        return next(iter(each.values()))(batch)
 
-    arrays = examples if isinstance(examples, dict) else dict.fromkeys(specs, examples)
     assumed = {name: s.how for name, s in specs.items() if s.assumed and takes_images(arrays[name], s)}
     return Dataset(examples, targets, prepare, tuple(classes) if classes else None, part, assumed=assumed)
 

@@ -160,3 +160,27 @@ def test_a_vector_input_takes_flattened_images() -> None:
     prepared = preparer(np.zeros((2, 8, 8), np.uint8) + 255, spec)(np.full((2, 8, 8), 255, np.uint8))
     assert prepared.shape == (2, 64)
     assert prepared.max() == 1.0
+
+
+def test_examples_by_input_are_prepared_each_as_its_input_takes_them() -> None:
+    model = model_with_input("N", 3, 2, 2)
+    data = from_arrays({"data": [[[255, 0], [0, 51]]]}, np.zeros(1), model_with_input("N", 1, 2, 2))  # type: ignore[dict-item]
+    ((examples, _),) = data.batches(1)
+    assert isinstance(examples, dict)
+    assert examples["data"].tolist() == [[[[255, 0], [0, 51]]]]  # numbers that are not uint8 are taken as they are
+    raw = from_arrays({"data": np.full((1, 2, 2, 3), 51, np.uint8)}, np.zeros(1), model)
+    assert set(raw.assumed) == {"data"}
+    ((examples, _),) = raw.batches(1)
+    assert isinstance(examples, dict)
+    np.testing.assert_allclose(examples["data"], np.full((1, 3, 2, 2), 0.2), rtol=1e-6)
+    with pytest.raises(SurgeryError, match="empty"):
+        from_arrays({"data": np.zeros((0, 3, 2, 2))}, np.zeros(0), model)
+    with pytest.raises(SurgeryError, match="given for image, but the model's inputs are data"):
+        from_arrays({"image": np.zeros((1, 3, 2, 2))}, np.zeros(1), model)
+
+
+def test_a_model_without_inputs_takes_no_examples() -> None:
+    model = model_with_input("N", 4)
+    model.graph.inputs.clear()
+    with pytest.raises(SurgeryError, match="0 inputs"):
+        from_arrays(np.zeros((1, 4)), np.zeros(1), model)
