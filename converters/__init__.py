@@ -29,7 +29,8 @@ def convert(
     Where the folder of `source` has a card.yaml that names it, labels and preprocessing come from there.
 
     Args:
-        source: The network: Caffe's ``.prototxt`` or ``.caffemodel``, ``.onnx``, or a folder with one network in it.
+        source: The network: Caffe's ``.prototxt`` or ``.caffemodel``, ``.onnx``, or a folder with one network in it or
+            with a card.yaml that names its files.
         weights: The file with its weights, where that is another one and does not lie next to it.
         output: Where to save the model; not saved without.
         labels: Class names of the output, in order; or a text file with one a line.
@@ -44,7 +45,7 @@ def convert(
     """
     from converters.card import read_card
     from converters.finish import apply_labels, apply_preprocessing, check
-    from converters.registry import find_converter
+    from converters.registry import find_converter, find_network
 
     path = Path(source)
     if not path.exists():
@@ -53,8 +54,13 @@ def convert(
         options["weights"] = Path(weights)
         if not options["weights"].is_file():
             raise SurgeryError(f"{weights}: no such file")
-    model = find_converter(path)(path, options)
     card = read_card(path)
+    if path.is_dir():
+        definition, beside = card.find(path) if card is not None else (None, None)
+        path = definition or find_network(path)
+        if beside is not None:
+            options.setdefault("weights", beside)
+    model = find_converter(path)(path, options)
     if labels is None and card is not None:
         labels = card.labels
     if preprocessing is None and card is not None:

@@ -15,13 +15,29 @@ __all__ = ["Card", "read_card"]
 
 
 class Card(BaseModel):
-    """What converting takes from a card; it may say more (source, licence, accuracy, …)."""
+    """What converting takes from a card; it may say more (source, licence, accuracy, …).
+
+    Attributes:
+        name: The network's.
+        files: Names of files in the card's folder: ``definition`` is what to convert, ``weights`` its weights.
+        labels: Class names of the output.
+        preprocessing: How images become the input.
+    """
 
     model_config = ConfigDict(extra="allow")
     name: str
     files: dict[str, str] = {}
     labels: list[str] | None = None
     preprocessing: Preprocessing | None = None
+
+    def find(self, folder: Path) -> tuple[Path | None, Path | None]:
+        """The definition and the weights that the card names, where they are files in `folder`.
+
+        Weights that come without a definition have one in them, and are what to convert.
+        """
+        named = (folder / self.files[key] if key in self.files else None for key in ("definition", "weights"))
+        definition, weights = (path if path is not None and path.is_file() else None for path in named)
+        return (definition, weights) if definition is not None else (weights, None)
 
 
 def read_card(source: Path) -> Card | None:

@@ -21,8 +21,9 @@ import onnx_ir as ir
 
 from surgery.errors import SurgeryError, nearest
 
-__all__ = ["Converter", "converter", "find_converter"]
+__all__ = ["Converter", "converter", "find_converter", "find_network"]
 
+_SHOWN = 8  # names in a message
 _registry: dict[str, Converter] = {}
 
 
@@ -34,11 +35,13 @@ class Converter:
         name: The framework's name.
         recognizes: Whether a path (a file or folder that exists) is one of its files.
         function: Takes the path and, by keyword, ``weights`` and the options of this framework; returns the model.
+        networks: The files in a folder that each stand for a network; by default all that it recognizes.
     """
 
     name: str
     recognizes: Callable[[Path], bool]
     function: Callable[..., ir.Model]
+    networks: Callable[[Path], list[Path]] | None = None
 
     def __call__(self, source: Path, options: dict[str, Any]) -> ir.Model:
         """Converts `source`.
@@ -57,12 +60,12 @@ class Converter:
 
 
 def converter(
-    name: str, recognizes: Callable[[Path], bool]
+    name: str, recognizes: Callable[[Path], bool], networks: Callable[[Path], list[Path]] | None = None
 ) -> Callable[[Callable[..., ir.Model]], Callable[..., ir.Model]]:
     """Registers the decorated function as the converter from framework `name`."""
 
     def register(function: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
-        _registry[name] = Converter(name, recognizes, function)
+        _registry[name] = Converter(name, recognizes, function, networks)
         return function
 
     return register
@@ -74,11 +77,39 @@ def find_converter(source: Path) -> Converter:
     Raises:
         SurgeryError: None does.
     """
+    for candidate in _converters():
+        if candidate.recognizes(source):
+            return candidate
+    raise SurgeryError(f"{source}: no converter recognizes a file of this kind; known are {', '.join(_registry)}")
+
+
+def find_network(folder: Path) -> Path:
+    """Returns what to convert in `folder`: itself, where a framework has folders for networks, or its one network.
+
+    Raises:
+        SurgeryError: There are several networks in it, or none.
+    """
+    if any(candidate.recognizes(folder) for candidate in _converters()):
+        return folder
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [
+        path
+        for candidate in _converters()
+        for path in (candidate.networks(folder) if candidate.networks else filter(candidate.recognizes, files))
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise SurgeryError(f"{folder}: no converter recognizes a file in this folder; known are {', '.join(_registry)}")
+    names = ", ".join(path.name for path in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+    raise SurgeryError(
+        f"{folder}: a folder is a source where it has one network, or a card.yaml that names its files; this one has "
+        f"{names}: name the file to convert"
+    )
+
+
+def _converters() -> list[Converter]:
     package = Path(__file__).parent
     for module in pkgutil.iter_modules([str(package)]):
         importlib.import_module(f"{__package__}.{module.name}")
-    for candidate in _registry.values():
-        if candidate.recognizes(source):
-            return candidate
-    kind = "this folder" if source.is_dir() else "a file of this kind"
-    raise SurgeryError(f"{source}: no converter recognizes {kind}; known are {', '.join(_registry)}")
+    return list(_registry.values())

@@ -28,7 +28,13 @@ def _is_caffe(path: Path) -> bool:
 Shape = int | str | Sequence[int | str] | Mapping[str, str | Sequence[int | str]]
 
 
-@converter("Caffe", recognizes=_is_caffe)
+def _networks(folder: Path) -> list[Path]:
+    from converters.caffe.read import networks
+
+    return networks(folder)
+
+
+@converter("Caffe", recognizes=_is_caffe, networks=_networks)
 def convert_caffe(
     source: Path,
     *,
@@ -54,7 +60,7 @@ def convert_caffe(
     fillers, "xavier" where the definition has none for a weight.
 
     Args:
-        source: The ``.prototxt``, the ``.caffemodel``, or a folder with both; what belongs together is found by name.
+        source: The ``.prototxt`` or the ``.caffemodel``; what belongs together is found by name.
         weights: The ``.caffemodel`` (or ``.caffemodel.h5``), where it is not found next to the definition.
         shape: The input's shape without the batch, in place of the definition's: ``3x224x224``, or ``3x?x?`` where
             height and width may be anything. By input name where there are several: ``data=3x224x224,info=3``, or a

@@ -16,7 +16,7 @@ from converters.caffe.upgrade import upgrade
 from converters.caffe.wire import Blob, scan
 from surgery.errors import SurgeryError
 
-__all__ = ["Source", "find_files", "is_caffe", "parse_text", "read_source"]
+__all__ = ["Source", "find_files", "is_caffe", "networks", "parse_text", "read_source"]
 
 _MOST_TEXT, _MOST_LAYERS = 2**24, 20_000  # bytes and layers; definitions of published nets have less than a tenth
 _DEFINITION, _WEIGHTS = (".prototxt", ".prototxt.txt"), (".caffemodel", ".caffemodel.h5")
@@ -49,10 +49,19 @@ class Source:
 
 
 def is_caffe(path: Path) -> bool:
-    """Whether `path` is one of Caffe's files, or a folder that has some."""
-    if not path.is_dir():
-        return path.name.endswith(_DEFINITION + _WEIGHTS)
-    return bool(_files(path, _DEFINITION + _WEIGHTS))
+    """Whether `path` is one of Caffe's files."""
+    return path.is_file() and path.name.endswith(_DEFINITION + _WEIGHTS)
+
+
+def networks(folder: Path) -> list[Path]:
+    """The files of `folder` that stand for a network: its definitions, or weights where there are none.
+
+    Several weights, of which none is known to be the only definition's, count too: which is meant is to be said.
+    """
+    definitions, models = _definitions(folder), _files(folder, _WEIGHTS)
+    if len(definitions) == 1 and len(models) > 1 and find_files(definitions[0])[1] is None:
+        return definitions + models
+    return definitions or models
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
@@ -79,23 +88,12 @@ def _words(path: Path) -> list[str]:
 
 
 def find_files(source: Path, weights: Path | None = None) -> tuple[Path | None, Path | None]:
-    """Returns definition and weights that belong to `source`, either one or a folder with both.
+    """Returns definition and weights that belong to `source`, either one.
 
     A file's partner is the one of the same name (``net.prototxt`` or ``net_deploy.prototxt`` and ``net.caffemodel``),
     else the only one of its kind in the folder, where `source` is the only one of its own (training definitions and
     solvers do not count). A caffemodel also holds a definition, which serves where there is no other.
-
-    Raises:
-        SurgeryError: The folder has several networks, or none.
     """
-    if source.is_dir():
-        definitions, models = _definitions(source), _files(source, _WEIGHTS)
-        if len(definitions) == 1:
-            return find_files(definitions[0], weights)
-        if not definitions and len(models) == 1:
-            return find_files(models[0], weights)
-        names = ", ".join(p.name for p in definitions or models) or "none"
-        raise SurgeryError(f"{source}: one Caffe network is needed and it has {names}; name the file to convert")
     folder = source.parent
     if source.name.endswith(_WEIGHTS):
         return _partner(source, _definitions(folder), _files(folder, _WEIGHTS)), weights or source
