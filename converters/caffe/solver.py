@@ -137,7 +137,10 @@ def _schedule(solver: SolverParameter, path: Path) -> dict[str, Any]:
 
 def _in_epochs(train: dict[str, Any], examples: int, path: Path) -> dict[str, Any]:
     if "batch_size" not in train:
-        raise SurgeryError(f"{path}: the net that it names, and with it the batch's size, is not found: say batch_size")
+        raise SurgeryError(
+            f"{path}: the net that it names, and with it the batch's size, is not found: say --batch-size (batch_size= "
+            "in Python)"
+        )
     epoch = examples / (train["batch_size"] * train.get("accumulate", 1))
     schedule = train["schedule"]
     for key, value in schedule.items():

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from surgery.cli.app import Json, Quiet, app, print_json, say
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Caffe's words for what a solver may ask of training.
+_CAFFE = {
+    "accumulate": "iter_size",
+    "clip_norm": "clip_gradients",
+    "regularization": "regularization_type: L1",
+    "steps": "max_iter",
+}
 
 
 @app.command()
@@ -15,7 +26,7 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The network: Caffe's .prototxt or .caffemodel, .onnx, or a folder with one network.",
+            help="The network: Caffe's .prototxt or .caffemodel, .onnx, or a folder with one network or a card.",
             show_default=False,
         ),
     ],
@@ -26,8 +37,30 @@ def convert(
         Path | None, typer.Option(help="The file with the weights, where it does not lie next to the source.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="A text file with the class names, one a line.")] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CxHxW",
+            help="The input's shape without the batch, such as 3x224x224, 3x?x? for any size, or data=3x32x32,info=3.",
+        ),
+    ] = None,
+    custom: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Python that converts layers of types that are not known."),
+    ] = None,
+    solver: Annotated[
+        Path | None,
+        typer.Option(help="Caffe's solver.prototxt, written next to the model as a recipe, MODEL.train.yaml."),
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="How many examples an epoch has, for --solver: solvers count iterations.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Examples in a batch, for --solver. [default: what its net says, if that is found]"),
+    ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the framework's converter.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another option of the framework's converter.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -35,27 +68,73 @@ def convert(
     """Convert a network of another framework to ONNX, keeping what training needs.
 
     Example: `surgery convert models/lenet_mnist/lenet_mnist.prototxt -o lenet.onnx`
+
+    With how it was trained: `surgery convert net.prototxt --solver solver.prototxt --examples 60000`, and then
+    `surgery train net.onnx data.npz --recipe net.train.yaml`
     """
     import yaml
 
     import converters
     from surgery.errors import SurgeryError
 
-    options = {}
+    options: dict[str, Any] = {}
     for item in option or []:
         key, sign, value = item.partition("=")
         if not sign:
             raise SurgeryError(f"--option {item}: write KEY=VALUE")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SurgeryError(f"--option {item}: {value!r} is not a value in YAML") from error
+    options |= {key: value for key, value in (("shape", shape), ("custom", custom)) if value is not None}
+    if solver is None and (examples or batch_size):
+        raise SurgeryError("--examples and --batch-size are for --solver, which is not given")
+    train = _train(solver, examples, batch_size) if solver is not None else None
     target = output or Path(f"{source.resolve().name.removesuffix(source.suffix)}.onnx")
     if target.resolve() == source.resolve():
         raise SurgeryError(f"{target}: would replace the source; name another file with -o")
     model = converters.convert(source, weights=weights, labels=labels, output=target, **options)
+    recipe = target.with_name(f"{target.stem}.train.yaml") if train is not None else None
+    if recipe is not None and train is not None:
+        _write(recipe, train, f"The training that {solver} describes: `surgery train {target} DATA --recipe {recipe}`")
     if as_json:
         from surgery.viewing.summary import summary
 
-        print_json({"source": str(source), "output": str(target), **summary(model)})
+        written = {"recipe": str(recipe)} if recipe is not None else {}
+        print_json({"source": str(source), "output": str(target), **written, **summary(model)})
         return
     from surgery.viewing.summary import in_words
 
     say(f"{source} → {target}: {in_words(model)}", quiet)
+    if recipe is not None:
+        say(f"{solver} → {recipe}", quiet)
+
+
+def _train(solver: Path, examples: int | None, batch_size: int | None) -> Mapping[str, Any]:
+    """The `train:` part of a recipe that a solver describes."""
+    from converters.caffe.solver import read_solver
+    from surgery.errors import SurgeryError
+    from surgery.recipe import Recipe
+    from surgery.training.settings import TrainSettings
+
+    train = read_solver(solver, examples=examples, batch_size=batch_size)
+    if examples is None and ("steps" in train or train["schedule"]["name"] != "constant"):
+        raise SurgeryError(f"{solver}: counts iterations, and a recipe epochs: say --examples, how many one has")
+    unknown = [f"{key} ({_CAFFE.get(key, key)})" for key in train if key not in TrainSettings.model_fields]
+    if unknown:
+        raise SurgeryError(f"{solver}: asks for {', '.join(unknown)}, which training does not have; take it out")
+    try:
+        Recipe.model_validate({"train": train})
+    except SurgeryError as error:
+        raise SurgeryError(f"{solver}: as a recipe, {error}") from error
+    return train
+
+
+def _write(path: Path, train: Mapping[str, Any], comment: str) -> None:
+    import yaml
+
+    from surgery.io import replacing
+
+    with replacing(path) as temporary:
+        text = yaml.safe_dump({"train": dict(train)}, sort_keys=False, allow_unicode=True)
+        temporary.write_text(f"# {comment}\n{text}", encoding="utf-8")
