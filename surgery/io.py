@@ -18,6 +18,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveInitial
 
 from surgery.errors import SurgeryError
 from surgery.proto import light_proto, write_model
+from surgery.wiring import check_wiring
 
 __all__ = ["IR_VERSION", "MAX_OPSET", "MIN_OPSET", "file_mode", "infer_shapes", "load", "replacing", "save"]
 
@@ -58,7 +59,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not len(model.graph) and not model.graph.outputs:
         raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
     _check_opset(model, path)
-    _check_wiring(model.graph, path)
+    check_wiring(model, path)
     _check_weights(model, path)
     RemoveInitializersFromInputsPass()(model)
     LiftConstantsToInitializersPass(size_limit=0)(model)
@@ -91,7 +92,7 @@ def _check_opset(model: ir.Model, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps onnx-ir from logging what `_check_wiring` raises."""
+    """Keeps onnx-ir from logging what `check_wiring` raises."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -99,40 +100,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _check_wiring(graph: ir.Graph, path: Path) -> None:
-    """Refuses operators that read what nothing gives, and outputs that nothing gives."""
-    inputs = set(graph.inputs)
-    opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
-
-    def given(value: ir.Value | None) -> bool:
-        return value is None or value.producer() is not None or value in inputs or value.is_initializer()
-
-    def least(node: ir.Node) -> int:
-        """How many inputs an operator needs, by its specification."""
-        with contextlib.suppress(onnx.defs.SchemaError):
-            return 0 if node.domain not in ("", "ai.onnx") else onnx.defs.get_schema(node.op_type, opset, "").min_input
-        return 0
-
-    for node in graph:
-        name = f"{node.op_type} {node.name!r}"
-        texts = [
-            node.name,
-            node.op_type,
-            node.domain,
-            *(v.name for v in (*node.inputs, *node.outputs) if v is not None),
-        ]
-        if not all(text is None or isinstance(text, str) for text in texts):  # protobuf hands on what it cannot decode
-            raise SurgeryError(f"{path}: {name} has a name that is not valid UTF-8; export the model again")
-        if not node.outputs or None in [*node.inputs, *[None] * least(node)][: least(node)]:
-            raise SurgeryError(f"{path}: {name} lacks an input or its output; export the model again")
-        missing = next((v for v in node.inputs if not given(v)), None)
-        if missing is not None:
-            raise SurgeryError(f"{path}: {name} reads {missing.name!r}, which nothing gives; export the model again")
-    for value in graph.outputs:
-        if not given(value):
-            raise SurgeryError(f"{path}: nothing gives the output {value.name!r}; export the model again")
 
 
 def _reshape_weights(graph: ir.Graph) -> None:

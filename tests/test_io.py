@@ -378,3 +378,45 @@ class TestInferShapes:
         tensor = model.graph.initializers["w"].const_value
         infer_shapes(model)
         assert model.graph.initializers["w"].const_value is tensor
+
+
+LOOSE = {
+    "a subgraph's operator": "Relu 'a' reads 'nope', which nothing gives",
+    "a subgraph's output": "nothing gives the output 'nope'",
+    "a function's operator": "reads 'nope', which nothing gives",
+    "a circle": "its operators read each other in a circle",
+}
+GRAPHS = {
+    "a subgraph's operator": "g (float[N,3] x, bool c) => (float[N,3] y) { y = If(c) <then_branch = t () => "
+    "(float[N,3] a) { [a] a = Relu(nope) }, else_branch = e () => (float[N,3] b) { b = Relu(x) }> }",
+    "a subgraph's output": "g (float[N,3] x, bool c) => (float[N,3] y) { y = If(c) <then_branch = t () => "
+    "(float[N,3] nope) { a = Relu(x) }, else_branch = e () => (float[N,3] b) { b = Relu(x) }> }",
+    "a function's operator": 'g (float[N,3] x) => (float[N,3] y) { y = f.foo(x) } <domain: "f", opset_import: '
+    '["" : 17]> foo (a) => (b) { b = Add(a, nope) }',
+    "a circle": "g (float[N,3] x) => (float[N,3] y) { y = Add(z, x) z = Relu(y) }",
+}
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_loose_ends_anywhere_are_told_and_nothing_else_is_printed(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "loose.onnx"
+    text = f'<ir_version: 8, opset_import: ["" : 17, "f" : 1]> {GRAPHS[kind]}'
+    onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(SurgeryError, match=f"loose.onnx: .*{LOOSE[kind]}|loose.onnx: {LOOSE[kind]}"):
+        load(path)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_operators_in_the_wrong_order_are_sorted(tmp_path: Path) -> None:
+    path = tmp_path / "unsorted.onnx"
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3] x, bool c) => (float[N,3] y)
+        { y = If(c) <then_branch = t () => (float[N,3] a) { a = Relu(b) b = Neg(z) },
+        else_branch = e () => (float[N,3] d) { d = Relu(x) }> z = Abs(x) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    model = load(path)
+    assert [node.op_type for node in model.graph] == ["Abs", "If"]
+    assert [n.op_type for n in model.graph.node(1).attributes["then_branch"].as_graph()] == ["Neg", "Relu"]
+    model.clone()
