@@ -29,6 +29,7 @@ import pydantic.dataclasses
 from pydantic import ConfigDict
 from typing_extensions import dataclass_transform
 
+from surgery.errors import SurgeryError
 from surgery.io import infer_shapes
 
 __all__ = ["Change", "Pass", "Result", "given", "pass_dataclass", "registry"]
@@ -95,8 +96,15 @@ class Pass(ir.passes.InPlacePass):
         def __call__(self, model_or_result: ir.Model | ir.passes.PassResult, /) -> Result: ...
 
     def call(self, model: ir.Model) -> Result:
-        """Runs the pass; shapes are inferred again where the graph changed."""
-        changes = list(self.edit(model))
+        """Runs the pass; shapes are inferred again where the graph changed.
+
+        Raises:
+            SurgeryError: The model lacks what the pass asks for, or there is not enough memory for it.
+        """
+        try:
+            changes = list(self.edit(model))
+        except MemoryError as error:
+            raise SurgeryError("there is not enough memory for what this asks for; make it smaller") from error
         if changes:
             infer_shapes(model)
         return Result(model, bool(changes), changes)

@@ -39,22 +39,13 @@ def initialize(
             times the kernel's size.
 
     Raises:
-        SurgeryError: It would have more numbers than a tensor may, or than there is memory for.
+        SurgeryError: It would have more numbers than a tensor may.
     """
     if math.prod(shape) > _MOST:
         raise SurgeryError(
             f"{name!r} of shape {'×'.join(map(str, shape))} would have {math.prod(shape):,} numbers; a weight may have "
             f"{_MOST:,}: ask for fewer units"
         )
-    try:
-        return _draw(kind, shape, seed, name, fans)
-    except MemoryError as error:
-        raise SurgeryError(
-            f"there is not enough memory for {name!r} of shape {'×'.join(map(str, shape))}; ask for fewer units"
-        ) from error
-
-
-def _draw(kind: Initializer, shape: tuple[int, ...], seed: int, name: str, fans: tuple[int, int] | None) -> np.ndarray:
     if kind == "zeros":
         return np.zeros(shape)
     receptive = math.prod(shape[2:])

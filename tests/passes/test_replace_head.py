@@ -14,7 +14,6 @@ from surgery.errors import SurgeryError
 from surgery.layers import find_layer, head
 from surgery.marks import labels, marks, set_labels, set_marks
 from surgery.passes import AddHidden, Freeze, ReplaceHead
-from surgery.passes.initializers import initialize
 from tests.graphs import cnn, mlp, parse, run, squeezenet, weights_of
 
 IMAGE = np.random.default_rng(1).normal(size=(2, 3, 9, 9)).astype(np.float32)
@@ -417,6 +416,7 @@ def test_memory_that_there_is_not_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     def none_left(*_: Any) -> np.ndarray:
         raise MemoryError
 
+    model = HEADS["Softmax"]()
     monkeypatch.setattr(np, "zeros", none_left)
-    with pytest.raises(SurgeryError, match="there is not enough memory for 'w' of shape 3×4"):
-        initialize("zeros", (3, 4), 0, "w")
+    with pytest.raises(SurgeryError, match="there is not enough memory for what this asks for"):
+        ReplaceHead(units=3)(model)
