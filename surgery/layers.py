@@ -16,7 +16,7 @@ import onnx_ir as ir
 from surgery.errors import SurgeryError, nearest
 from surgery.marks import marks
 
-__all__ = ["Layer", "ancestors", "descendants", "find_layer", "find_output", "head", "layers"]
+__all__ = ["Layer", "ancestors", "descendants", "find_image", "find_layer", "find_output", "head", "layers"]
 
 # Which inputs of an operator are parameters, by ONNX's operator specification.
 ROLES: dict[str, dict[int, str]] = {
@@ -247,6 +247,19 @@ def find_layer(model: ir.Model, name: str) -> Layer:
             if name in names_of(layer):
                 return layer
     raise SurgeryError(f"no layer named {name!r}{nearest(name, known_names(view))}")
+
+
+def find_image(model: ir.Model, name: str | None = None) -> ir.Value:
+    """Returns the input that takes images, with four axes, named `name`; without a name, the only one.
+
+    Raises:
+        SurgeryError: There is none, or no name was given and there are several.
+    """
+    images = [v for v in model.graph.inputs if v.shape is not None and len(v.shape) == 4 and name in (None, v.name)]
+    if len(images) != 1:
+        names = ", ".join(f"{v.name} {v.shape}" for v in model.graph.inputs)
+        raise SurgeryError(f"{len(images)} inputs could be images ({names}); say which with `input:`")
+    return images[0]
 
 
 def find_output(model: ir.Model, name: str | None = None) -> ir.Value:

@@ -82,11 +82,6 @@ class Recipe(BaseModel):
     train: Annotated[TrainSettings, BeforeValidator(_to_train)] = Field(default_factory=lambda: _train_settings()())
     _places: list[str] = PrivateAttr(default_factory=list)
 
-    @classmethod
-    def from_keys(cls, overrides: Iterable[str]) -> Recipe:
-        """Returns a recipe that consists of ``key=value`` only, such as ``train.epochs=5``."""
-        return _build(Document("--set", {}), overrides)
-
 
 @dataclasses.dataclass
 class _Context:

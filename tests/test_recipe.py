@@ -229,9 +229,6 @@ class TestOverrides:
             recipe = load_recipe(write(tmp_path, text), ["train.optimizer.momentum=0.5"])
             assert recipe.train.optimizer.model_dump()["momentum"] == 0.5
 
-    def test_without_a_file(self) -> None:
-        assert Recipe.from_keys(["train.epochs=3"]).train.epochs == 3
-
     @pytest.mark.parametrize(
         ("override", "message"),
         [

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt
 
 from surgery.errors import SurgeryError
 from surgery.io import infer_shapes
-from surgery.layers import Layer, layers
+from surgery.layers import Layer, find_image, layers
 from surgery.marks import guess_layout, preprocessing, set_preprocessing
 from surgery.passes.base import Change, Pass, pass_dataclass
 from surgery.passes.dense import layer_stem, read_units, write_units
@@ -47,7 +47,7 @@ class SetInputSize(Pass):
     seed: NonNegativeInt = 0
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
-        value = self._image(model)
+        value = find_image(model, self.input)
         assert value.shape is not None
         how = preprocessing(model, str(value.name))
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -71,15 +71,6 @@ class SetInputSize(Pass):
                 given = _width(layer.node.inputs[0])
                 if given is not None and len(weight.shape or ()) == 2:
                     yield from self._fit(model, layer, given)
-
-    def _image(self, model: ir.Model) -> ir.Value:
-        images = [v for v in model.graph.inputs if v.shape is not None and len(v.shape) == 4]
-        if self.input is not None:
-            images = [v for v in images if v.name == self.input]
-        if len(images) != 1:
-            names = ", ".join(f"{v.name} {v.shape}" for v in model.graph.inputs)
-            raise SurgeryError(f"{len(images)} inputs could be images [N, C, H, W] ({names}); say which with `input:`")
-        return images[0]
 
     def _fit(self, model: ir.Model, layer: Layer, given: int) -> Iterator[Change]:
         """Gives a layer new weights where it takes another number of inputs than it is given."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from pydantic import Field, FiniteFloat, PositiveInt
 
 from surgery.errors import SurgeryError
+from surgery.layers import find_image
 from surgery.marks import Preprocessing, guess_layout, preprocessing, set_preprocessing
 from surgery.passes.base import Change, Pass, pass_dataclass
 
@@ -57,7 +58,7 @@ class SetPreprocessing(Pass):
     input: str | None = None
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
-        value = self._image(model)
+        value = find_image(model, self.input)
         assert value.shape is not None
         fields = [field.name for field in dataclasses.fields(Preprocessing)]
         given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
@@ -69,15 +70,6 @@ class SetPreprocessing(Pass):
         before = preprocessing(model, str(value.name))
         if set_preprocessing(model, str(value.name), how):
             yield Change(str(value.name), f"{how}" if before is None else f"{before} → {how}")
-
-    def _image(self, model: ir.Model) -> ir.Value:
-        images = [v for v in model.graph.inputs if v.shape is not None and len(v.shape) == 4]
-        if self.input is not None:
-            images = [v for v in images if v.name == self.input]
-        if len(images) != 1:
-            names = ", ".join(f"{v.name} {v.shape}" for v in model.graph.inputs)
-            raise SurgeryError(f"{len(images)} inputs could be images ({names}); say which with `input:`")
-        return images[0]
 
 
 def _check(value: ir.Value, how: Preprocessing, channels: object) -> None:
