@@ -92,11 +92,11 @@ def find_network(folder: Path) -> Path:
     if any(candidate.recognizes(folder) for candidate in _converters()):
         return folder
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = [
+    found = sorted(
         path
         for candidate in _converters()
         for path in (candidate.networks(folder) if candidate.networks else filter(candidate.recognizes, files))
-    ]
+    )
     if len(found) == 1:
         return found[0]
     if not found:
