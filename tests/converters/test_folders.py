@@ -65,7 +65,9 @@ def test_weights_of_which_none_is_the_definitions_are_not_guessed(folder: Path) 
     weights = folder / "lenet_mnist.caffemodel"
     shutil.copy(weights, folder / "lenet_iter_1000.caffemodel")
     weights.rename(folder / "lenet_iter_2000.caffemodel")
-    with pytest.raises(SurgeryError, match=r"lenet_mnist\.prototxt, lenet_iter_1000\.caffemodel, lenet_iter_2000"):
+    with pytest.raises(
+        SurgeryError, match=r"lenet_iter_1000\.caffemodel, lenet_iter_2000\.caffemodel, lenet_mnist\.prototxt"
+    ):
         convert(folder)
 
 
