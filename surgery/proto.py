@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-__all__ = ["light_proto", "write_model"]
+__all__ = ["light_proto", "prefix", "write_model"]
 
 # Field numbers of onnx.proto; each is a message or bytes.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
@@ -63,16 +63,16 @@ def write_model(model: ir.Model, path: Path, least: int = 2**16) -> None:
         content = initializer.SerializeToString()
         tail = 0
         if tensor is not None:
-            content += _prefix(_TENSOR_RAW_DATA, tensor.nbytes)
+            content += prefix(_TENSOR_RAW_DATA, tensor.nbytes)
             tail = tensor.nbytes
-        content = _prefix(_GRAPH_INITIALIZER, len(content) + tail) + content
+        content = prefix(_GRAPH_INITIALIZER, len(content) + tail) + content
         size += len(content) + tail
         parts += [content] if tensor is None else [content, tensor]
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     with path.open("wb") as file:
         file.write(proto.SerializeToString())
-        file.write(_prefix(_MODEL_GRAPH, len(graph) + size))
+        file.write(prefix(_MODEL_GRAPH, len(graph) + size))
         file.write(graph)
         for part in parts:
             if isinstance(part, bytes):
@@ -83,7 +83,7 @@ def write_model(model: ir.Model, path: Path, least: int = 2**16) -> None:
                 file.write(part.tobytes())
 
 
-def _prefix(field: int, length: int) -> bytes:
+def prefix(field: int, length: int) -> bytes:
     """The key and the length in front of a field's content (protobuf.dev/programming-guides/encoding)."""
     return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
 

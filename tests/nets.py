@@ -10,7 +10,7 @@ from torch import nn
 from surgery.emit import Emitter
 from surgery.io import IR_VERSION, infer_shapes
 
-__all__ = ["Residual", "lenet", "model_of", "parameter", "residual", "torch_lenet"]
+__all__ = ["Residual", "lenet", "model_of", "parameter", "residual", "torch_lenet", "torch_losses"]
 
 
 def model_of(graph: ir.Graph, outputs: dict[str, ir.Value]) -> ir.Model:
@@ -134,3 +134,15 @@ def batches(count: int, size: int, shape: tuple[int, ...], classes: int, seed: i
         level = targets.reshape(-1, *[1] * len(shape)) / classes
         result.append(((rng.normal(0, 0.5, (size, *shape)) + level).astype(np.float32), targets.astype(np.int64)))
     return result
+
+
+def torch_losses(net: nn.Module, optimizer: torch.optim.Optimizer, data: list[tuple[np.ndarray, ...]]) -> list[float]:
+    """Trains `net` on batches of examples and class numbers; returns the loss of each, before its update."""
+    losses = []
+    for examples, targets in data:
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(examples)), torch.from_numpy(targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from converters.caffe.caffe_pb2 import BlobProto, NetParameter
 from surgery.errors import SurgeryError
+from surgery.proto import prefix
 
 __all__ = ["Blob", "scan"]
 
@@ -122,16 +123,7 @@ def _blob(buffer: _Buffer, field: _Field) -> Blob:
 
 
 def _length_prefixed(number: int, content: bytes) -> bytes:
-    return _encode(number << 3 | 2) + _encode(len(content)) + content
-
-
-def _encode(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return prefix(number, len(content)) + content
 
 
 def _layer(buffer: _Buffer, field: _Field, blobs_number: int, blobs: list[Blob]) -> bytes:

@@ -26,11 +26,7 @@ def _size(parameter: ir.Value) -> int:
 
 def _trained(layer: Layer) -> list[ir.Value]:
     """The parameters of `layer` that training changes by gradients."""
-    return [
-        p
-        for role, p in layer.parameters.items()
-        if role not in STATISTICS and marks(p).trainable and marks(p).learning_rate != 0
-    ]
+    return [p for role, p in layer.parameters.items() if role not in STATISTICS and not marks(p).frozen]
 
 
 def _layer(layer: Layer) -> dict[str, Any]:
@@ -40,7 +36,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
         "operator": layer.op_type,
         "output_shape": _shape(layer.output),
         "size": layer.size,
-        "trainable": bool(_trained(layer)) if layer.parameters else None,
+        "trainable": layer.trainable if layer.parameters else None,
         "parameters": {
             role: {
                 "name": p.name,

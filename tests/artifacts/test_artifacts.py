@@ -26,7 +26,17 @@ from surgery.passes import Freeze
 from tests.conftest import ROOT
 from tests.graphs import parse, weights_of
 from tests.graphs import run as infer
-from tests.nets import Residual, batches, graph_with_input, lenet, model_of, parameter, residual, torch_lenet
+from tests.nets import (
+    Residual,
+    batches,
+    graph_with_input,
+    lenet,
+    model_of,
+    parameter,
+    residual,
+    torch_lenet,
+    torch_losses,
+)
 
 pytestmark = pytest.mark.training
 needs_api = pytest.mark.skipif(
@@ -70,17 +80,6 @@ class Device:
         return load(path)
 
 
-def torch_train(net: nn.Module, optimizer: torch.optim.Optimizer, data: Batches) -> list[float]:
-    losses = []
-    for examples, targets in data:
-        loss = nn.functional.cross_entropy(net(torch.from_numpy(examples)), torch.from_numpy(targets))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def probabilities(net: nn.Module, examples: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return torch.softmax(net.eval()(torch.from_numpy(examples)), 1).numpy()
@@ -112,7 +111,7 @@ def test_lenet_follows_pytorch_and_can_be_exported(
     net = torch_lenet()
     device = Device(artifacts(lenet(net), tmp_path, optimizer=settings, fused=fused), rate)
     data = batches(20, 16, *LENET_DATA)
-    want = torch_train(net, optimizer(net.parameters()), data)
+    want = torch_losses(net, optimizer(net.parameters()), data)
     np.testing.assert_allclose(device.train(data), want, rtol=1e-4)
     assert want[-1] < 0.8 * want[0]
     for name, weights in net.named_parameters():
@@ -166,7 +165,7 @@ def test_operators_without_a_gradient_of_onnxruntimes_own(settings: str, fused: 
     device = Device(artifacts(unusual(net), tmp_path, optimizer=settings, fused=fused), 0.01)
     data = batches(20, 16, (3, 8, 8), 4)
     optimizer = torch.optim.Adam if settings == "adamw" else torch.optim.SGD
-    want = torch_train(net, optimizer(net.parameters(), 0.01), data)
+    want = torch_losses(net, optimizer(net.parameters(), 0.01), data)
     np.testing.assert_allclose(device.train(data), want, rtol=1e-4)
     assert want[-1] < want[0]
     slopes = device.state.parameters["prelu.weight"].data.ravel()
@@ -214,7 +213,7 @@ def test_sgd_keeps_multipliers(tmp_path: Path) -> None:
     made = artifacts(model, tmp_path, optimizer=Sgd(0.01))
     device = Device(made, 0.02)
     data = batches(20, 16, *LENET_DATA)
-    np.testing.assert_allclose(device.train(data), torch_train(net, optimizer, data), rtol=1e-4)
+    np.testing.assert_allclose(device.train(data), torch_losses(net, optimizer, data), rtol=1e-4)
     for name, weights in net.named_parameters():
         got = device.state.parameters[name].data
         np.testing.assert_allclose(got, weights.detach(), rtol=1e-4, atol=1e-5, err_msg=name)
@@ -228,7 +227,7 @@ def test_adamw_keeps_multipliers_by_keeping_the_parameter_divided(tmp_path: Path
     assert any("ip1.weight is kept divided" in note for note in made.notes)
     device = Device(made, 3e-4)
     data = batches(20, 16, *LENET_DATA)
-    np.testing.assert_allclose(device.train(data), torch_train(net, optimizer, data), rtol=1e-4)
+    np.testing.assert_allclose(device.train(data), torch_losses(net, optimizer, data), rtol=1e-4)
     for stored, name, factor in (("conv1.bias/2", "conv1.bias", 2.0), ("ip1.weight/0.1", "ip1.weight", 0.1)):
         want = dict(net.named_parameters())[name].detach()
         np.testing.assert_allclose(device.state.parameters[stored].data * factor, want, rtol=1e-3, atol=1e-5)
@@ -261,7 +260,7 @@ def test_a_constraint_holds_wherever_the_weight_is_used(settings: str, multiplie
     want = []
     for batch in data:
         project()
-        want += torch_train(net, optimizer, [batch])
+        want += torch_losses(net, optimizer, [batch])
     np.testing.assert_allclose(device.train(data), want, rtol=1e-3)
     project()
     exported = device.export(tmp_path / "inference.onnx")
@@ -285,7 +284,7 @@ def test_frozen_layers_and_statistics_stay_bit_for_bit(place: Any, tmp_path: Pat
     trained = [p for n, p in net.named_parameters() if n in made.trained]
     data = batches(20, 16, (3, 8, 8), 4)
     net.eval()
-    want = torch_train(net, torch.optim.Adam(trained, 0.01), data)
+    want = torch_losses(net, torch.optim.Adam(trained, 0.01), data)
     np.testing.assert_allclose(device.train(data), want, rtol=1e-3)
     held = {name for name, _ in device.state.parameters}
     assert ("bn1.running_mean" in held) == ("conv1.weight" in held) == (place == "checkpoint")
@@ -304,7 +303,7 @@ def test_trained_statistics_follow_pytorch(tmp_path: Path) -> None:
     device = Device(artifacts(residual(net), tmp_path, optimizer="sgd"), 0.05)
     data = batches(20, 16, (3, 8, 8), 4)
     net.train()
-    want = torch_train(net, torch.optim.SGD(net.parameters(), 0.05), data)
+    want = torch_losses(net, torch.optim.SGD(net.parameters(), 0.05), data)
     np.testing.assert_allclose(device.train(data), want, rtol=1e-3)
     for name, tensor in net.named_buffers():
         if "running" in name:

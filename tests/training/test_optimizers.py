@@ -10,8 +10,8 @@ from torch import nn
 from surgery.training.optimizers import Adam, Sgd, chain
 from surgery.training.runner import Training
 from surgery.training.step import training_step
-from tests.nets import batches, graph_with_input, model_of, parameter
-from tests.training.test_trajectories import CPU, OPTIMIZERS, Optimizer, torch_losses
+from tests.nets import batches, graph_with_input, model_of, parameter, torch_losses
+from tests.training.test_trajectories import CPU, OPTIMIZERS, Optimizer
 
 pytestmark = pytest.mark.training
 

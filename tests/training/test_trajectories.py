@@ -15,7 +15,7 @@ from surgery.passes import Freeze
 from surgery.training.optimizers import Adam, Sgd, chain
 from surgery.training.runner import Evaluation, Training
 from surgery.training.step import evaluation_step, training_step
-from tests.nets import Residual, batches, lenet, residual, torch_lenet
+from tests.nets import Residual, batches, lenet, residual, torch_lenet, torch_losses
 
 pytestmark = pytest.mark.training
 CPU = ["CPUExecutionProvider"]
@@ -42,17 +42,6 @@ OPTIMIZERS = [
         id="adam-decay",
     ),
 ]
-
-
-def torch_losses(net: nn.Module, optimizer: torch.optim.Optimizer, data: list[tuple[np.ndarray, ...]]) -> list[float]:
-    losses = []
-    for examples, targets in data:
-        loss = nn.functional.cross_entropy(net(torch.from_numpy(examples)), torch.from_numpy(targets))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
-    return losses
 
 
 @pytest.mark.parametrize("fused", KERNELS)
