@@ -49,6 +49,12 @@ layer { name: "prob" type: "Softmax" bottom: "ip" top: "prob" }
 """
 
 
+IP = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 4 } }"""
+INPUT = 'layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {} }} }} }}\n'
+IMAGE = INPUT.format("dim: 1 dim: 3 dim: 8 dim: 8")
+
+
 def run(model: ir.Model, *inputs: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the outputs of `model` by name."""
     runner = session(model, ["CPUExecutionProvider"], threads=1)

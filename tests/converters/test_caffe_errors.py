@@ -16,17 +16,7 @@ from converters.caffe import caffe_pb2
 from converters.caffe.fields import parse_fields
 from converters.caffe.wire import scan
 from surgery.errors import SurgeryError
-from tests.converters.caffe_checks import (
-    binary,
-    write,
-)
-
-IP = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
-        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 4 } }"""
-
-
-INPUT = 'layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ {} }} }} }}\n'
-IMAGE = INPUT.format("dim: 1 dim: 3 dim: 8 dim: 8")
+from tests.converters.caffe_checks import IMAGE, INPUT, IP, binary, write
 
 
 @pytest.fixture(autouse=True)
