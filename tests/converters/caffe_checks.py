@@ -17,6 +17,9 @@ from converters.caffe import caffe_pb2
 from surgery.runtime import session
 
 __all__ = [
+    "IMAGE",
+    "INPUT",
+    "IP",
     "V2",
     "Array",
     "array",
