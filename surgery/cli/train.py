@@ -113,7 +113,9 @@ def train(
         say(f"kept the weights of epoch {result.kept_epoch}: {', '.join(map(str, files.values()))}", quiet)
     if kept and not curves:
         typer.echo("surgery: no curves.png: plots need matplotlib (pip install 'onnx-surgery[train]')", err=True)
-    if result.ending != "finished":
+    if result.ending == "stopped":
+        say(result.message, silent)
+    elif result.ending != "finished":
         nothing = "" if kept else f"; nothing was saved, {folder} is as it was"
         typer.echo(f"surgery: {result.message}{nothing}", err=True)
         raise typer.Exit(1 if result.ending == "diverged" else 130)  # 130: as shells tell of Ctrl-C

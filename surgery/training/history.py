@@ -9,7 +9,7 @@ from typing import Any
 
 from surgery.errors import SurgeryError
 
-__all__ = ["History", "Record", "read_history"]
+__all__ = ["History", "Record", "lower_is_better", "read_history"]
 
 
 # One epoch: ``epoch``, ``loss``, the metric (``accuracy``), ``val_loss`` and so on, ``learning_rate``, ``seconds``; the
@@ -17,6 +17,11 @@ __all__ = ["History", "Record", "read_history"]
 # are of the validation data after the epoch. Of several outputs, each has ``<output>_loss`` and its metric.
 Record = dict[str, Any]
 History = list[Record]
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a figure of that name is a loss or an error; accuracies and other scores are not."""
+    return name.endswith(("loss", "error"))
 
 
 def read_history(path: str | os.PathLike[str]) -> History:

@@ -43,6 +43,27 @@ def _loss(value: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
+class Patience(BaseModel):
+    """When to stop early: see `surgery.training.callbacks.EarlyStopping`.
+
+    Attributes:
+        patience: For how many epochs the figure may fail to improve.
+        min_delta: What it has to improve by to count as better.
+        monitor: Which figure of the history; by default the validation loss, or the loss where nothing is watched.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    patience: PositiveInt
+    min_delta: NonNegativeFloat = 0.0
+    monitor: str | None = None
+
+
+def _patience(value: Any) -> Any:
+    """A number as a short form of ``{patience: …}``."""
+    return {"patience": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class TrainSettings(BaseModel):
     """How to train; its fields are the keys of a recipe's `train:` section.
 
@@ -59,6 +80,8 @@ class TrainSettings(BaseModel):
             ``{class: cross_entropy, box: {name: huber, weight: 2}}``.
         output: The output to train; needed where the model has several and `losses` names none.
         validation: The share of the examples that is split off to watch, where the data has no validation part.
+        early_stopping: Stop when the validation loss has not improved for so many epochs: ``5``, or
+            ``{patience: 5, min_delta: 0.001, monitor: val_accuracy}``.
         keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
         recompute: Activation checkpointing: compute activations again in the backward pass instead of keeping them;
             deep networks then train in a fraction of the memory, for one more forward pass of time.
@@ -85,6 +108,9 @@ class TrainSettings(BaseModel):
     losses: dict[str, Annotated[Loss, BeforeValidator(_loss, json_schema_input_type=LossName | Loss)]] | None = None
     output: str | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    early_stopping: Annotated[
+        Patience | None, BeforeValidator(_patience, json_schema_input_type=PositiveInt | Patience | None)
+    ] = None
     keep: Literal["best", "last"] = "best"
     recompute: bool = False
     seed: Annotated[int, Field(ge=0)] = 0

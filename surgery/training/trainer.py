@@ -16,7 +16,7 @@ from surgery.data import Arrays, Dataset, Source, as_dataset, as_part, from_arra
 from surgery.errors import SurgeryError
 from surgery.layers import find_output
 from surgery.marks import set_labels, set_preprocessing
-from surgery.training.callbacks import Callback, Plan
+from surgery.training.callbacks import Callback, EarlyStopping, Plan
 from surgery.training.history import History, Record
 from surgery.training.losses import CrossEntropy, activation_loss, loss_of
 from surgery.training.optimizers import chain
@@ -26,7 +26,7 @@ from surgery.training.step import Objective, Step, Term, evaluation_step, traini
 
 __all__ = ["Scores", "Trained", "evaluate", "predict", "train"]
 
-Ending = Literal["finished", "interrupted", "diverged"]
+Ending = Literal["finished", "stopped", "interrupted", "diverged"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Trained:
         model: The trained model, for inference, its marks kept.
         history: A record for each finished epoch.
         kept_epoch: The epoch whose weights the model has; 0 for those it came with.
-        ending: ``finished``; ``interrupted`` (Ctrl-C); or ``diverged`` (a loss that is not a number).
+        ending: ``finished``; ``stopped`` (by a callback, as early stopping); ``interrupted`` (Ctrl-C); or ``diverged``
+            (a loss that is not a number).
         message: Where and why it ended early; empty when it finished.
     """
 
@@ -141,6 +142,8 @@ def train(
         held = _fit(held, step)
         graph = evaluation_step(model, loss=objective, output=settings.output, changing=True)
         watch = Evaluation(graph, providers, training)
+    if settings.early_stopping is not None:
+        callbacks = [*callbacks, EarlyStopping(**settings.early_stopping.model_dump())]
     run = _Run(settings, examples, held, training, watch, callbacks)
     ending, message = run.all_epochs()
     trained = _with_weights(model, run.best)
@@ -185,6 +188,7 @@ class _Run:
             [term.loss.name for term in step.terms],
             step.measures[1:],
             self.training.device,
+            weights=self.training.weights,
         )
         epoch = 0
         ending: tuple[Ending, str] = "finished", ""
@@ -192,7 +196,9 @@ class _Run:
             for callback in self.callbacks:
                 callback.on_train_begin(plan)
             for epoch in range(1, self.settings.epochs + 1):
-                self._finish_epoch(self._one_epoch(epoch))
+                if reason := self._finish_epoch(self._one_epoch(epoch)):
+                    ending = "stopped", f"stopped after epoch {epoch}: {reason}"
+                    break
         except KeyboardInterrupt:
             ending = "interrupted", f"interrupted in epoch {epoch}; the weights are those of epoch {self.best_epoch}"
         except _Diverged as error:
@@ -227,7 +233,8 @@ class _Run:
         record |= {"learning_rate": rate, "seconds": round(time.perf_counter() - start, 4)}
         return record
 
-    def _finish_epoch(self, record: Record) -> None:
+    def _finish_epoch(self, record: Record) -> str | None:
+        """Keeps the weights where they are the best; returns why a callback wants to end the training."""
         self.history.append(record)
         watched = record.get("val_loss") if self.settings.keep == "best" else None
         if watched is None or watched < self._best_loss:
@@ -235,8 +242,8 @@ class _Run:
             if not all(np.isfinite(array).all() for array in weights.values()):
                 raise _Diverged(f"a weight became infinite in epoch {record['epoch']}")
             self.best, self.best_epoch, self._best_loss = weights, record["epoch"], watched or 0.0
-        for callback in self.callbacks:
-            callback.on_epoch_end(record)
+        reasons = [callback.on_epoch_end(record) for callback in self.callbacks]
+        return next((reason for reason in reasons if reason), None)
 
 
 def _with_weights(model: ir.Model, weights: dict[str, np.ndarray]) -> ir.Model:
