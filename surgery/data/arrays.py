@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from surgery.data.dataset import Arrays, Dataset
-from surgery.data.preprocess import InputSpec, input_spec, preparer, takes_images
+from surgery.data.dataset import Dataset
+from surgery.data.preprocess import InputSpec, Preparer, input_spec, preparer, takes_images
+from surgery.data.rows import Arrays, Examples, LazyRows, Rows
 from surgery.errors import SurgeryError
 
 __all__ = ["from_arrays"]
 
 
 def from_arrays(
-    examples: Arrays, targets: Arrays, model: ir.Model, classes: Sequence[str] | None = None, part: str = "all"
+    examples: Examples, targets: Arrays, model: ir.Model, classes: Sequence[str] | None = None, part: str = "all"
 ) -> Dataset:
     """Returns a data set of arrays for `model`.
 
@@ -33,25 +36,36 @@ def from_arrays(
         targets = {name: _targets(array) for name, array in targets.items()}
     else:
         targets = _targets(targets)
-    if isinstance(examples, dict):
-        examples = arrays = {name: np.asarray(array) for name, array in examples.items()}
+    if isinstance(examples, Mapping):
+        examples = arrays = {name: _rows(array) for name, array in examples.items()}
         specs = _by_input(arrays, model)
     else:
         spec = input_spec(model)
         specs = {str(model.graph.inputs[0].name): spec}
-        examples = np.asarray(examples)
+        examples = _rows(examples)
         arrays = dict.fromkeys(specs, examples)
     if not all(len(array) for array in arrays.values()):
         raise SurgeryError("the data set is empty")
-    each = {name: preparer(arrays[name], spec) for name, spec in specs.items()}
-
-    def prepare(batch: Arrays) -> Arrays:
-        if isinstance(batch, dict):
-            return {name: each[name](array) for name, array in batch.items()}
-        return next(iter(each.values()))(batch)
-
+    prepare = _Prepare({name: preparer(arrays[name], spec) for name, spec in specs.items()})
     assumed = {name: s.how for name, s in specs.items() if s.assumed and takes_images(arrays[name], s)}
     return Dataset(examples, targets, prepare, tuple(classes) if classes else None, part, assumed=assumed)
+
+
+def _rows(examples: Any) -> Rows:
+    """Rows as they are; anything else as an array."""
+    return examples if isinstance(examples, LazyRows) else np.asanyarray(examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+    """Prepares the examples of each input, by its name; those of a single input may come without it."""
+
+    each: dict[str, Preparer]
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        if isinstance(batch, dict):
+            return {name: self.each[name](array) for name, array in batch.items()}
+        return next(iter(self.each.values()))(batch)
 
 
 def _targets(targets: np.ndarray) -> np.ndarray:
@@ -62,7 +76,7 @@ def _targets(targets: np.ndarray) -> np.ndarray:
     return (targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets).astype(np.int64)
 
 
-def _by_input(examples: dict[str, np.ndarray], model: ir.Model) -> dict[str, InputSpec]:
+def _by_input(examples: Mapping[str, Rows], model: ir.Model) -> dict[str, InputSpec]:
     """What each input takes, by its name."""
     names = [str(i.name) for i in model.graph.inputs]
     if set(examples) != set(names):

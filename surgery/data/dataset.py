@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import queue
-import threading
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from surgery.data.prefetch import prefetch
+from surgery.data.rows import Arrays, Examples, digest, lengths, select, take
 from surgery.errors import SurgeryError
 from surgery.marks import Preprocessing
 
 __all__ = ["Arrays", "Batch", "Dataset", "take"]
 
-Arrays = np.ndarray | dict[str, np.ndarray]  # one array, or several by the name of the input or output
 Batch = tuple[Arrays, Arrays]
 
 
 def _as_floats(examples: Arrays) -> Arrays:
     assert isinstance(examples, np.ndarray)
     return np.ascontiguousarray(examples, np.float32)
-
-
-def take(arrays: Arrays, indices: np.ndarray) -> Arrays:
-    """Returns the rows at `indices` of each array."""
-    return {k: a[indices] for k, a in arrays.items()} if isinstance(arrays, dict) else arrays[indices]
-
-
-def _lengths(arrays: Arrays) -> set[int]:
-    return {len(a) for a in arrays.values()} if isinstance(arrays, dict) else {len(arrays)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Dataset:
         assumed: The preprocessing of raw images that the model says nothing of, by input.
     """
 
-    examples: Arrays
+    examples: Examples
     targets: Arrays
     prepare: Callable[[Arrays], Arrays] = _as_floats
     labels: tuple[str, ...] | None = None
@@ -56,17 +48,21 @@ class Dataset:
     assumed: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = _lengths(self.examples), _lengths(self.targets)
-        if lengths[0] != lengths[1] or len(lengths[0]) != 1:
-            have, want = (" and ".join(map(str, sorted(some))) for some in lengths)
+        counts = lengths(self.examples), lengths(self.targets)
+        if counts[0] != counts[1] or len(counts[0]) != 1:
+            have, want = (" and ".join(map(str, sorted(some))) for some in counts)
             raise SurgeryError(f"there are {have} examples but {want} targets")
 
     def __len__(self) -> int:
-        return next(iter(_lengths(self.examples)))
+        return next(iter(lengths(self.examples)))
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Returns the examples at `indices`."""
-        return dataclasses.replace(self, examples=take(self.examples, indices), targets=take(self.targets, indices))
+        if isinstance(self.examples, Mapping):
+            examples: Examples = {name: select(rows, indices) for name, rows in self.examples.items()}
+        else:
+            examples = select(self.examples, indices)
+        return dataclasses.replace(self, examples=examples, targets=take(self.targets, indices))
 
     def split(self, share: float, seed: int) -> tuple[Dataset, Dataset]:
         """Splits off `share` of the examples, drawn with `seed`; of each class its share where targets are classes.
@@ -92,12 +88,12 @@ class Dataset:
         Raises:
             SurgeryError: Some are not; the message counts them and names the first by their indices.
         """
-        arrays = self.examples if isinstance(self.examples, dict) else {"": self.examples}
+        arrays = self.examples if isinstance(self.examples, Mapping) else {"": self.examples}
         for name, array in arrays.items():
             if not np.issubdtype(array.dtype, np.floating):
                 continue
             with np.errstate(over="ignore"):
-                bad = [i for i, example in enumerate(array) if not np.isfinite(example.astype(np.float32)).all()]
+                bad = [i for i in range(len(array)) if not np.isfinite(array[i].astype(np.float32)).all()]
             if bad:
                 some = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
                 where = f" of input {name!r}" if name else ""
@@ -105,44 +101,63 @@ class Dataset:
                     f"examples {some} (counted from 0){where} are not finite numbers; leave them out or mend them"
                 )
 
-    def batches(self, size: int, shuffle: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yields ``(inputs, targets)`` of `size` examples, the last one smaller; the next is prepared meanwhile.
+    @property
+    def deterministic(self) -> bool:
+        """Whether an example is the same in every epoch, so that what a network makes of it can be kept."""
+        return True
+
+    def fingerprint(self) -> str | None:
+        """Returns a digest of the examples and of how they are prepared, targets left out: equal ones give a network
+        the same inputs. None where `prepare` is not one of this package's and does not say what it does.
+
+        Images in files are known by path, size and time of change.
+        """
+        if self.prepare is not _as_floats and not dataclasses.is_dataclass(self.prepare):
+            return None
+        named = self.examples if isinstance(self.examples, Mapping) else {"": self.examples}
+        parts = [repr(self.prepare) if self.prepare is not _as_floats else "floats"]
+        parts += [f"{name}: {digest(rows)}" for name, rows in named.items()]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+    def order(self, size: int, *, seed: int | None = None, epoch: int = 0) -> list[np.ndarray]:
+        """Returns the indices of the examples in each batch of an epoch, those that `batches` serves.
 
         Args:
-            size: Examples in a batch.
-            shuffle: Draws the order; in the order they are in without one.
+            size: Examples in a batch; the last one may have fewer.
+            seed: Draws the order, with `epoch` and nothing else; as they stand without one.
+            epoch: Which epoch it is.
         """
-        order = np.arange(len(self)) if shuffle is None else shuffle.permutation(len(self))
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        return _prefetch(lambda part: (self.prepare(take(self.examples, part)), take(self.targets, part)), parts)
+        indices = np.arange(len(self))
+        if seed is not None:
+            indices = np.random.default_rng([seed, epoch]).permutation(indices)
+        return [indices[i : i + size] for i in range(0, len(indices), size)]
 
+    def batches(
+        self,
+        size: int,
+        shuffle: np.random.Generator | None = None,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """Yields ``(inputs, targets)`` of the examples that `order` says; the next ones are prepared meanwhile.
 
-def _prefetch(make: Callable[[np.ndarray], Batch], parts: list[np.ndarray], ahead: int = 2) -> Iterator[Batch]:
-    """Makes batches in a thread, `ahead` of the one that is in use."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
-    stop = threading.Event()
+        Whatever is random about a batch comes from `seed`, `epoch` and its place in the epoch, so that an epoch that
+        goes on from batch `first` serves what the whole one does from there.
 
-    def work() -> None:
-        try:
-            for part in parts:
-                if stop.is_set():
-                    return
-                ready.put(make(part))
-            ready.put(None)
-        except BaseException as error:
-            ready.put(error)
+        Args:
+            size: Examples in a batch; the last one may have fewer.
+            shuffle: Draws the order in place of `seed`.
+            seed: Draws the order; in the order they are in without one.
+            epoch: Which epoch it is.
+            first: The batch to start from, counted from 0.
+        """
+        parts = self.order(size, seed=seed, epoch=epoch)
+        if shuffle is not None:
+            indices = shuffle.permutation(len(self))
+            parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+        return prefetch(self._make, itertools.islice(parts, first, None))
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        while thread.is_alive():  # free a place, so that the worker sees the stop
-            try:
-                ready.get(timeout=0.01)
-            except queue.Empty:
-                thread.join(timeout=0.01)
+    def _make(self, part: np.ndarray) -> Batch:
+        return self.prepare(take(self.examples, part)), take(self.targets, part)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from surgery.data.rows import Rows
 from surgery.errors import SurgeryError
 from surgery.marks import Preprocessing, guess_layout, preprocessing
 
-__all__ = ["InputSpec", "input_spec", "preparer", "require_pillow", "resize", "takes_images"]
+__all__ = ["InputSpec", "Preparer", "input_spec", "preparer", "require_pillow", "resize", "takes_images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +92,38 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def takes_images(examples: np.ndarray, spec: InputSpec) -> bool:
+def takes_images(examples: Rows, spec: InputSpec) -> bool:
     """Whether `examples` are raw images, and the input takes images."""
-    return examples.dtype == np.uint8 and examples.ndim in (3, 4) and len(spec.shape) == 4
+    return examples.dtype == np.uint8 and len(examples.shape) in (3, 4) and len(spec.shape) == 4
 
 
-def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class Preparer:
+    """Turns examples of one input into what the input takes.
+
+    Attributes:
+        spec: What the input takes.
+        shape: Of an example as the input takes it; None for raw images, which are resized, coloured and scaled.
+    """
+
+    spec: InputSpec
+    shape: tuple[int, ...] | None
+
+    @property
+    def images(self) -> bool:
+        """Whether the examples are raw images."""
+        return self.shape is None
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        if self.shape is None:
+            return _images(batch, self.spec)
+        batch = batch.reshape(len(batch), *self.shape)
+        if batch.dtype == np.uint8 and self.spec.dtype == np.float32:
+            return np.ascontiguousarray(batch, np.float32) / np.float32(255)
+        return np.ascontiguousarray(batch, self.spec.dtype)
+
+
+def preparer(examples: Rows, spec: InputSpec) -> Preparer:
     """Returns what turns a batch of `examples` into the network's input.
 
     uint8 arrays `[N, H, W]` or `[N, H, W, C]` (RGB) for an input with four axes are images: resized, coloured, scaled.
@@ -108,17 +135,15 @@ def preparer(examples: np.ndarray, spec: InputSpec) -> Callable[[np.ndarray], np
     """
     if takes_images(examples, spec):
         _check_images(examples.shape[1:], spec)
-        return lambda batch: _images(batch, spec)
+        return Preparer(spec, None)
     want, have = spec.shape[1:], examples.shape[1:]
     fits = _fits(have, want)
     flat = want == (math.prod(have),)
-    same = None not in want and [d for d in want if d != 1] == [d for d in have if d != 1]
+    known = tuple(d for d in want if d is not None)
+    same = len(known) == len(want) and [d for d in want if d != 1] == [d for d in have if d != 1]
     if not fits and not flat and not same:
         raise SurgeryError(f"examples of shape {list(have)} do not fit the input's {list(want)} ({examples.dtype})")
-    shape = have if fits else want
-    if examples.dtype == np.uint8 and spec.dtype == np.float32:
-        return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), np.float32) / np.float32(255)
-    return lambda batch: np.ascontiguousarray(batch.reshape(len(batch), *shape), spec.dtype)
+    return Preparer(spec, have if fits else known)
 
 
 def _fits(have: Sequence[int], want: Sequence[int | None]) -> bool:

@@ -1,0 +1,119 @@
+"""What examples are kept in: arrays, or what gives the rows that are asked for as arrays do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["Arrays", "Examples", "LazyRows", "Rows", "Selected", "digest", "lengths", "select", "take"]
+
+
+class Rows(Protocol):
+    """Rows of numbers: an array, or anything that reads its rows when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+Arrays = np.ndarray | dict[str, np.ndarray]  # one array, or several by the name of the input or output
+Examples = Rows | Mapping[str, Rows]
+
+
+class LazyRows:
+    """Rows that are read when they are asked for; `shape`, `dtype`, `read` and `fingerprint` say of what.
+
+    Indexing gives arrays: ``rows[3]`` one row, ``rows[[3, 1]]`` and ``rows[2:5]`` several.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the rows at `indices`."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """What changes when the rows do."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return len(self.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
+        found = np.arange(len(self))[first]
+        read = self.read(np.atleast_1d(found))
+        within = (0 if np.ndim(found) == 0 else slice(None), *rest)
+        return read[within]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(np.arange(len(self))), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected(LazyRows):
+    """Some of other rows, which are not read for it."""
+
+    rows: Rows
+    indices: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return len(self.indices), *self.rows.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        return self.rows.dtype
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(self.rows[self.indices[indices]])
+
+    def fingerprint(self) -> str:
+        return digest(self.rows) + digest(self.indices)
+
+
+def lengths(arrays: Examples) -> set[int]:
+    """How many rows there are in each."""
+    return {len(a) for a in arrays.values()} if isinstance(arrays, Mapping) else {len(arrays)}
+
+
+def take(arrays: Examples, indices: np.ndarray) -> Any:
+    """Returns the rows at `indices` of each array."""
+    if isinstance(arrays, Mapping):
+        return {k: np.asarray(a[indices]) for k, a in arrays.items()}
+    return np.asarray(arrays[indices])
+
+
+def select(rows: Rows, indices: np.ndarray) -> Rows:
+    """Returns the rows at `indices`, without reading those that are not in memory."""
+    if isinstance(rows, Selected):
+        return Selected(rows.rows, rows.indices[indices])
+    if isinstance(rows, LazyRows | np.memmap):
+        return Selected(rows, indices)
+    return np.asarray(rows[indices])
+
+
+def digest(rows: Rows) -> str:
+    """A digest of the rows' content, of lazy ones of what says when it changes."""
+    if isinstance(rows, LazyRows):
+        return hashlib.blake2b(rows.fingerprint().encode(), digest_size=16).hexdigest()
+    found = hashlib.blake2b(f"{rows.shape} {rows.dtype}".encode(), digest_size=16)
+    for start in range(0, len(rows), 1024):  # a part at a time: a memory-mapped file may be larger than the memory
+        found.update(np.asarray(rows[start : start + 1024]).tobytes())
+    return found.hexdigest()
