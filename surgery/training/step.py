@@ -8,6 +8,7 @@ folds and fuses the frozen part as it does for inference.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -235,8 +236,13 @@ def _free_batch(graph: ir.Graph) -> None:
                 out.shape = None
 
 
-def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
+def _training_mode(forward: _Forward, seed: int, runs: int) -> dict[str, ir.Value]:
     """Switches Dropout on, and BatchNormalization to batch statistics where its own are not frozen.
+
+    The runtimes draw a mask from the seed plus the number of a session's runs so far. So a session that goes on after
+    `runs` of another draws the masks that the other one would have drawn if its seeds are larger by that (on the CPU;
+    CUDA's generator counts otherwise). Seeds go by the operator's name, whatever else is in the graph, and are far
+    apart: neighbours would share their masks.
 
     Returns:
         The running statistics after the step, by the name of those before.
@@ -244,9 +250,7 @@ def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
     graph, op = forward.model.graph, forward.op
     running: dict[str, ir.Value] = {}
     trained = set(forward.statistics)
-    # The runtimes draw a mask from the seed plus the number of runs so far: neighbouring seeds would share their masks.
-    seeds = [int(s) >> 2 | 1 for s in np.random.SeedSequence(seed).generate_state(len(graph))]
-    count = 0
+    named: dict[str, int] = {}
     for node in list(graph):
         if node.op_type == "Dropout" and node.domain == "":
             ratio = node.inputs[1] if len(node.inputs) > 1 else None
@@ -254,8 +258,11 @@ def _training_mode(forward: _Forward, seed: int) -> dict[str, ir.Value]:
             if ratio is None:
                 node.replace_input_with(1, op.constant(0.5, ir.DataType.FLOAT))
             node.replace_input_with(2, op.constant(np.array(True)))
-            node.attributes["seed"] = ir.AttrInt64("seed", seeds[count])
-            count += 1
+            name = str(node.name)
+            named[name] = named.get(name, 0) + 1
+            entropy = [seed, zlib.crc32(name.encode()), named[name]]
+            own = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 2 | 1
+            node.attributes["seed"] = ir.AttrInt64("seed", own + runs)
         elif node.op_type == "BatchNormalization" and node.inputs[3] in trained:
             node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
             node.resize_outputs(3)
@@ -277,6 +284,8 @@ def training_step(
     fused: bool = False,
     recompute: bool = False,
     seed: int = 0,
+    runs: int = 0,
+    counters: Mapping[str, str] | None = None,
 ) -> Step:
     """Builds the step graph that trains `model`, which is left as it is.
 
@@ -289,24 +298,25 @@ def training_step(
         fused: Use the kernels of the onnxruntime-training build.
         recompute: Compute activations again in the backward pass instead of keeping them (activation checkpointing).
         seed: Of dropout.
+        runs: How many steps have been run before in other sessions, whose dropout this one goes on with.
+        counters: The name of the state that counts the steps of a parameter, by the parameter's: for those that join
+            a training later. ``step`` for all others.
 
     Raises:
         SurgeryError: Nothing is trainable, or an operator on the way has no gradient.
     """
     forward = _forward(model, loss, output, "step/", changing=True)
     graph, op = forward.model.graph, forward.op
-    new = _training_mode(forward, seed)
+    new = _training_mode(forward, seed, runs)
     if minimize_convolutions(op, forward.parameters):
         infer_shapes(forward.model)
     states: dict[str, np.ndarray] = {}
     rate = ir.val("learning_rate", ir.DataType.FLOAT, ())
-    count = ir.val("step", ir.DataType.FLOAT, ())
     graph.inputs.append(rate)
     one = op.constant(1.0, ir.DataType.FLOAT)
     cost = forward.measures["loss"]
     gradients = backward(graph, {cost: one}, forward.parameters, fused=fused, recompute=recompute, emitter=op)
-    next_count = op.Add(count, one)
-    counted = False
+    counts: dict[str, tuple[ir.Value, ir.Value]] = {}  # before and after the step
 
     for parameter in forward.parameters:
         if parameter not in gradients:
@@ -319,14 +329,18 @@ def training_step(
             states[name] = np.zeros_like(_array(parameter), subok=False)
             return value
 
-        u = Updating(op, parameter, marks(parameter), rate, next_count, state)
+        counter = (counters or {}).get(parameter.name or "", "step")
+        if counter not in counts:
+            count = ir.val(counter, ir.DataType.FLOAT, ())
+            counts[counter] = count, op.Add(count, one)
+        u = Updating(op, parameter, marks(parameter), rate, counts[counter][1], state)
         new[parameter.name or ""] = update(links, u, gradients[parameter])
         new.update({f"{parameter.name}/{slot}": value for slot, value in u.new_state.items()})
-        counted = counted or bool(next_count.uses())
-    if counted:
-        graph.inputs.append(count)
-        states["step"] = np.zeros((), np.float32)
-        new["step"] = next_count
+    for counter, (count, after) in counts.items():
+        if after.uses():
+            graph.inputs.append(count)
+            states[counter] = np.zeros((), np.float32)
+            new[counter] = after
 
     carried = {}
     before = {v.name: v for v in graph.inputs}
