@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from converters.caffe.caffe_pb2 import FillerParameter, LayerParameter, ParamSpec
 from converters.caffe.fields import Fields
+from converters.context import BaseContext
+from converters.options import Dim
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.marks import set_marks
@@ -29,11 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Context", "Dim", "LayerFunction", "find_layer", "known_types", "layer"]
 
-Dim = int | str
-"""A dimension: its size, or a name where any size goes."""
 LayerFunction = Callable[["Context"], "ir.Value | Sequence[ir.Value] | None"]
-
-_MOST_NUMBERS = 2**40  # of one value
 
 _registry: dict[str, LayerFunction] = {}
 
@@ -64,7 +62,7 @@ def _load() -> None:
     from converters.caffe import layers as _  # noqa: F401  (importing registers them)
 
 
-class Context:
+class Context(BaseContext):
     """One layer at work.
 
     Attributes:
@@ -93,6 +91,9 @@ class Context:
             raise self.error("needs a bottom")
         return self.bottoms[0]
 
+    def unknown_dim(self) -> str:
+        return self.builder.unknown_dim()
+
     def error(self, message: str) -> SurgeryError:
         """An error that names the file and this layer."""
         return SurgeryError(f"{self.builder.path}: layer {self.name!r} ({self.layer.type}): {message}")
@@ -106,15 +107,6 @@ class Context:
     def is_top(self, value: ir.Value, name: str) -> bool:
         """Whether `value` was first the top `name`, not another name for another layer's."""
         return self.builder.first_top(value) == name
-
-    def dims(self, value: ir.Value | None = None) -> list[Dim]:
-        """The dimensions of `value`, by default of the first bottom."""
-        value = value if value is not None else self.x
-        assert value.shape is not None
-        return [d if isinstance(d, int) else str(d.value) for d in value.shape]
-
-    def rank(self, value: ir.Value | None = None) -> int:
-        return len(self.dims(value))
 
     def need_rank(self, least: int, most: int | None = None, value: ir.Value | None = None) -> None:
         """Raises unless `value` (by default the first bottom) has so many dimensions."""
@@ -138,18 +130,6 @@ class Context:
             how = "with `batch`" if self.builder.batch_size(size) else "with `shape`, as 3x224x224"
             raise self.error(f"needs to know the size of axis {axis} of its bottom; give the input's {how}")
         return size
-
-    def shaped(self, value: ir.Value, dims: Sequence[Dim | None]) -> ir.Value:
-        """Says the shape of `value`; None is a dimension of which nothing is known. Returns `value`."""
-        value.shape = ir.Shape([self.builder.unknown_dim() if d is None else d for d in dims])
-        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-        sizes = [d for d in dims if isinstance(d, int)]
-        shown = "×".join(str(d) for d in dims)
-        if any(size <= 0 for size in sizes):
-            raise self.error(f"its output would have the shape {shown}: the input is too small")
-        if math.prod(sizes) > _MOST_NUMBERS:
-            raise self.error(f"its output would have the shape {shown}, more than any machine holds")
-        return value
 
     def parameter(
         self,
@@ -205,34 +185,6 @@ class Context:
                 set_marks(parameter, learning_rate=_decimal(spec.lr_mult))
         if spec.HasField("decay_mult"):
             set_marks(parameter, decay=_decimal(spec.decay_mult))
-
-    def reshape(self, value: ir.Value, dims: Sequence[Dim | None], kept: dict[int, int] | None = None) -> ir.Value:
-        """Emits a Reshape of `value`.
-
-        Args:
-            value: What to reshape.
-            dims: The new dimensions.
-            kept: For new dimensions that are old ones of unknown size: new axis → old axis.
-        """
-        kept = kept or {}
-        unknown = [i for i, d in enumerate(dims) if not isinstance(d, int)]
-        target = [d if isinstance(d, int) else 0 if kept.get(i) == i else -1 for i, d in enumerate(dims)]
-        if target.count(-1) <= 1:
-            shape: Any = self.op.constant(target)
-        else:
-            parts = []
-            free = [i for i in unknown if i not in kept]
-            if len(free) > 1:
-                raise self.error("has more than one dimension of unknown size; give the input's with `shape`")
-            for i, d in enumerate(dims):
-                if isinstance(d, int):
-                    parts.append(self.op.constant([d]))
-                elif i in kept:
-                    parts.append(self.op.Shape(value, start=kept[i], end=kept[i] + 1))
-                else:
-                    parts.append(self.op.constant([-1]))
-            shape = self.op.Concat(*parts, axis=0)
-        return self.shaped(self.op.Reshape(value, shape), dims)
 
 
 def _decimal(number: float) -> float:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from converters.caffe.caffe_pb2 import LRNParameter
 from converters.caffe.context import Context, layer
-from converters.caffe.layers.pooling import Window, average_pool
+from converters.pooling import Window, average_pool
 from surgery.marks import set_marks
 
 __all__ = ["absorb_scale"]
