@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal
@@ -104,6 +105,7 @@ def train(
                 **{key: str(path) for key, path in files.items()},
                 "ending": result.ending,
                 "message": result.message,
+                "verdict": dataclasses.asdict(result.verdict),
                 "kept_epoch": result.kept_epoch,
                 "history": result.history,
                 "skipped": skipped,
@@ -111,6 +113,8 @@ def train(
         )
     elif kept:
         say(f"kept the weights of epoch {result.kept_epoch}: {', '.join(map(str, files.values()))}", quiet)
+    if kept:
+        say(result.verdict, silent)
     if kept and not curves:
         typer.echo("surgery: no curves.png: plots need matplotlib (pip install 'onnx-surgery[train]')", err=True)
     if result.ending == "stopped":

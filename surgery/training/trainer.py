@@ -23,6 +23,7 @@ from surgery.training.optimizers import chain
 from surgery.training.runner import Evaluation, Training
 from surgery.training.settings import TrainSettings, changed
 from surgery.training.step import Objective, Step, Term, evaluation_step, training_step
+from surgery.training.verdict import Verdict, verdict
 
 __all__ = ["Scores", "Trained", "evaluate", "predict", "train"]
 
@@ -47,6 +48,11 @@ class Trained:
     kept_epoch: int
     ending: Ending = "finished"
     message: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it converges, overfits, diverges or should go on, and why."""
+        return verdict(self.history, self.message if self.ending == "diverged" else "")
 
 
 @dataclasses.dataclass(frozen=True)
