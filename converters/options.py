@@ -1,4 +1,4 @@
-"""What several converters take as options: input shapes, and functions for what they do not know."""
+"""Options that several converters have: the inputs' shapes, the function for layers that are not known."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from typing import Any
 
 from surgery.errors import SurgeryError
 
-__all__ = ["Dim", "Shape", "load_function", "read_shapes"]
+__all__ = ["Dim", "Shape", "custom_function", "input_shapes"]
 
 Dim = int | str
 """A dimension: its size, or a name where any size goes."""
 Shape = int | str | Sequence[int | str] | Mapping[str, str | Sequence[int | str]]
-"""An input's shape without the batch, or such shapes by input name."""
+"""An input's shape without the batch, ``3x224x224`` or a sequence, or those of several inputs by name."""
 
 
-def read_shapes(shape: Shape | None) -> dict[str, list[Dim]]:
-    """Returns input shapes by name, "" for an input that is not named.
-
-    Raises:
-        SurgeryError: `shape` is not one.
-    """
+def input_shapes(shape: Shape | None) -> dict[str, list[Dim]]:
+    """Input shapes by name, "" for one not named. Text is such as ``3x224x224`` or ``data=3x?x?,info=3``."""
     if shape is None:
         return {}
     if isinstance(shape, str):
@@ -46,12 +42,8 @@ def _dims(dims: Sequence[int | str]) -> list[Dim]:
         raise SurgeryError(f"the shape {shown!r} is not one; write 3x224x224, or 3x?x? for any size") from error
 
 
-def load_function(custom: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Returns the function that ``module:function`` names; one that is a function already as it is.
-
-    Raises:
-        SurgeryError: There is none.
-    """
+def custom_function(custom: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The function that ``module:function`` names."""
     if custom is None or callable(custom):
         return custom
     module, _, name = str(custom).partition(":")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
+from converters.options import Shape, custom_function, input_shapes
 from converters.registry import converter
 from surgery.errors import SurgeryError
-
-if TYPE_CHECKING:
-    from converters.caffe.context import Dim, LayerFunction
 
 __all__ = ["convert_caffe"]
 
@@ -23,9 +19,6 @@ def _is_caffe(path: Path) -> bool:
     from converters.caffe.read import is_caffe
 
     return is_caffe(path)
-
-
-Shape = int | str | Sequence[int | str] | Mapping[str, str | Sequence[int | str]]
 
 
 def _networks(folder: Path) -> list[Path]:
@@ -81,51 +74,4 @@ def convert_caffe(
         if number is not None and (not isinstance(number, int) or number < least):
             raise SurgeryError(f"{name} is {number!r} and must be a whole number, {least} or more")
     read = read_source(source, weights, lenient=custom is not None)
-    return Builder(read, _shapes(shape), batch, seed, _function(custom)).build()
-
-
-def _shapes(shape: Shape | None) -> dict[str, list[Dim]]:
-    """Input shapes by name, "" for an input that is not named."""
-    if shape is None:
-        return {}
-    if isinstance(shape, str):
-        parts = [part.rpartition("=") for part in shape.split(",")]
-        return {name.strip(): _dims(dims.split("x")) for name, _, dims in parts}
-    if isinstance(shape, int):
-        return {"": _dims([shape])}
-    if isinstance(shape, Mapping):
-        return {name: _dims(dims.split("x") if isinstance(dims, str) else dims) for name, dims in shape.items()}
-    if isinstance(shape, Sequence):
-        return {"": _dims(shape)}
-    raise SurgeryError(f"the shape {shape!r} is not one; write 3x224x224, or 3x?x? for any size")
-
-
-def _dims(dims: Sequence[int | str]) -> list[Dim]:
-    names = ("channels", "height", "width") if len(dims) == 3 else [f"size{i}" for i in range(len(dims))]
-    try:
-        return [name if d == "?" else int(d) for d, name in zip(dims, names, strict=True)]
-    except (ValueError, TypeError) as error:
-        shown = "x".join(str(d) for d in dims)
-        raise SurgeryError(f"the shape {shown!r} is not one; write 3x224x224, or 3x?x? for any size") from error
-
-
-def _function(custom: str | Callable[..., Any] | None) -> LayerFunction | None:
-    if custom is None or callable(custom):
-        return custom
-    module, _, name = str(custom).partition(":")
-    if not module or not name:
-        raise SurgeryError(f"custom {custom!r}: write module:function")
-    sys.path.insert(0, "")  # a module may lie in the folder where the user is
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever the user's module does
-        raise SurgeryError(
-            f"custom {custom!r}: the module cannot be imported ({' '.join(str(error).split())})"
-        ) from error
-    finally:
-        sys.path.remove("")
-    if function is None:
-        raise SurgeryError(f"custom {custom!r}: {module} has no {name!r}")
-    if not callable(function):
-        raise SurgeryError(f"custom {custom!r}: {name} is not a function")
-    return function
+    return Builder(read, input_shapes(shape), batch, seed, custom_function(custom)).build()
