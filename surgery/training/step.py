@@ -26,7 +26,16 @@ from surgery.training.losses import loss_of, strip_activation
 from surgery.training.optimizers import Link, Updating, update
 from surgery.training.winograd import minimize_convolutions
 
-__all__ = ["Objective", "Step", "Term", "evaluation_step", "training_step", "trainable_parameters"]
+__all__ = [
+    "Objective",
+    "Step",
+    "Term",
+    "changing_parameters",
+    "evaluation_step",
+    "free_batch",
+    "trainable_parameters",
+    "training_step",
+]
 
 Objective = Any  # a loss, its name or settings, or a mapping from outputs to these; a mapping with `name` is settings
 
@@ -89,6 +98,11 @@ def trainable_parameters(model: ir.Model) -> list[ir.Value]:
     return found
 
 
+def changing_parameters(model: ir.Model) -> list[ir.Value]:
+    """Returns the parameters and running statistics that training changes."""
+    return [*_parameters(model, statistics=False), *_parameters(model, statistics=True)]
+
+
 def _parameters(model: ir.Model, statistics: bool) -> list[ir.Value]:
     """The running statistics, or the other parameters, that are not frozen; each once."""
     return list(
@@ -132,7 +146,7 @@ def _forward(
     )
     ends = {name: list(graph.outputs).index(find_output(model, name)) for name in named}
     losses = {name: _strip(graph, graph.outputs[index], named[name]) for name, index in ends.items()}
-    _free_batch(graph)
+    free_batch(graph)
     kept = [o for i, o in enumerate(graph.outputs) if i not in ends.values()] if others else []
     graph.outputs[:] = [*(graph.outputs[i] for i in ends.values()), *kept]
     RemoveUnusedNodesPass()(model)
@@ -225,8 +239,8 @@ def _flat(op: Emitter, logits: ir.Value) -> ir.Value:
     return flat
 
 
-def _free_batch(graph: ir.Graph) -> None:
-    """Makes the first dimension of the input the batch's, any number."""
+def free_batch(graph: ir.Graph) -> None:
+    """Makes the first dimension of every input ``batch``, any number."""
     for value in graph.inputs:
         if value.shape is not None and len(value.shape):
             value.shape = ir.Shape(["batch", *value.shape[1:]])
