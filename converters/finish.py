@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from converters.trial import try_once
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.marks import Preprocessing, set_labels, set_preprocessing
@@ -71,7 +72,7 @@ def apply_preprocessing(model: ir.Model, how: Preprocessing) -> None:
 
 
 def check(model: ir.Model, source: Path) -> None:
-    """Infers shapes and runs ONNX's checker.
+    """Infers shapes, runs ONNX's checker, and the model itself once.
 
     Raises:
         SurgeryError: The converted graph is inconsistent, which is a fault of the converter or of the source.
@@ -87,3 +88,4 @@ def check(model: ir.Model, source: Path) -> None:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise SurgeryError(f"{source}: the converted model is not valid ONNX ({str(error).splitlines()[0]})") from error
+    try_once(model, source)

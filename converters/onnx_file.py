@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from converters.registry import converter
+from converters.registry import converter, reference
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes, load
 from surgery.marks import Marks, marks
+from surgery.runtime import load_runtime
 
 __all__ = ["convert_onnx"]
 
@@ -32,6 +34,19 @@ def convert_onnx(source: Path) -> ir.Model:
     model = load(source)
     version = model.opset_imports.get("", _OLDEST)
     return _upgrade(model, source, version) if version < _OLDEST else model
+
+
+@reference("ONNX")
+def run_onnx(source: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Returns what ONNX Runtime computes from the file as it is."""
+    runtime = load_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return runtime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"]).run(None, inputs)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SurgeryError(f"{source}: ONNX Runtime cannot run the file as it is ({reason})") from error
 
 
 def _upgrade(model: ir.Model, source: Path, version: int) -> ir.Model:

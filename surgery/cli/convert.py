@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,8 @@ from surgery.cli.app import Json, Quiet, app, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from converters.compare import Verification
 
 # Caffe's words for what a solver may ask of training.
 _CAFFE = {
@@ -59,6 +63,13 @@ def convert(
         int | None,
         typer.Option(min=1, help="Examples in a batch, for --solver. [default: what its net says, if that is found]"),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare with what the source's own framework computes; where they differ, write nothing and exit 1.",
+        ),
+    ] = False,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another option of the framework's converter.")
     ] = None,
@@ -76,6 +87,7 @@ def convert(
 
     import converters
     from surgery.errors import SurgeryError
+    from surgery.io import save
 
     options: dict[str, Any] = {}
     for item in option or []:
@@ -90,24 +102,49 @@ def convert(
     if solver is None and (examples or batch_size):
         raise SurgeryError("--examples and --batch-size are for --solver, which is not given")
     train = _train(solver, examples, batch_size) if solver is not None else None
-    target = output or Path(f"{source.resolve().name.removesuffix(source.suffix)}.onnx")
+    target = output or Path(f"{_stem(source)}.onnx")
     if target.resolve() == source.resolve():
         raise SurgeryError(f"{target}: would replace the source; name another file with -o")
-    model = converters.convert(source, weights=weights, labels=labels, output=target, **options)
+    model = converters.convert(source, weights=weights, labels=labels, **options)
+    compared = converters.verify(source, model, weights=weights, **options) if verify else None
+    if compared is not None and not compared.equal:
+        if as_json:
+            print_json({"source": str(source), "output": None, **_verified(compared)})
+        else:
+            print(f"surgery: {source}: {compared}; nothing was written", file=sys.stderr)
+        raise typer.Exit(1)
+    save(model, target)
     recipe = target.with_name(f"{target.stem}.train.yaml") if train is not None else None
     if recipe is not None and train is not None:
         _write(recipe, train, f"The training that {solver} describes: `surgery train {target} DATA --recipe {recipe}`")
     if as_json:
         from surgery.viewing.summary import summary
 
-        written = {"recipe": str(recipe)} if recipe is not None else {}
+        written: dict[str, Any] = {"recipe": str(recipe)} if recipe is not None else {}
+        if compared is not None:
+            written |= _verified(compared)
         print_json({"source": str(source), "output": str(target), **written, **summary(model)})
         return
     from surgery.viewing.summary import in_words
 
     say(f"{source} → {target}: {in_words(model)}", quiet)
+    if compared is not None:
+        say(str(compared), quiet)
     if recipe is not None:
         say(f"{solver} → {recipe}", quiet)
+
+
+def _stem(source: Path) -> str:
+    """The name of what `source` makes: that of a file or folder, or the factory's in PyTorch's ``module:factory``."""
+    if ":" in str(source) and not source.exists():
+        return str(source).rpartition(":")[2]
+    return source.resolve().name.removesuffix(source.suffix)
+
+
+def _verified(compared: Verification) -> dict[str, Any]:
+    """What `--json` says of a comparison."""
+    numbers = {"absolute": compared.absolute, "relative": compared.relative, "equal": compared.equal}
+    return {"verified": {**dataclasses.asdict(compared), **numbers}}
 
 
 def _train(solver: Path, examples: int | None, batch_size: int | None) -> Mapping[str, Any]:
