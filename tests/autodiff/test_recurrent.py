@@ -19,30 +19,64 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 Tensor = torch.Tensor
 
 
+FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "Affine": lambda a, alpha, beta: alpha * a + beta,
+    "Elu": lambda a, alpha, _: torch.where(a > 0, a, alpha * torch.expm1(a)),
+    "HardSigmoid": lambda a, alpha, beta: (alpha * a + beta).clamp(0, 1),
+    "LeakyRelu": lambda a, alpha, _: torch.nn.functional.leaky_relu(a, alpha),
+    "Relu": lambda a, *_: torch.relu(a),
+    "ScaledTanh": lambda a, alpha, beta: alpha * torch.tanh(beta * a),
+    "Sigmoid": lambda a, *_: torch.sigmoid(a),
+    "Softplus": lambda a, *_: torch.nn.functional.softplus(a),
+    "Softsign": lambda a, *_: torch.nn.functional.softsign(a),
+    "Tanh": lambda a, *_: torch.tanh(a),
+    "ThresholdedRelu": lambda a, alpha, _: torch.where(a > alpha, a, torch.zeros_like(a)),
+}
+USUAL = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+
+
+def _functions(op_type: str, attributes: dict[str, Any]) -> list[Callable[[Tensor], Tensor]]:
+    """The activation functions of the first direction; parameters are the test's or the operators' own defaults."""
+    defaults = {"HardSigmoid": (0.2, 0.5), "LeakyRelu": (0.01, 0), "Affine": (1, 0)}
+    alphas, betas = (list(attributes.get(f"activation_{k}", [])) for k in ("alpha", "beta"))
+    found = []
+    for index, name in enumerate((attributes.get("activations") or USUAL[op_type])[: len(USUAL[op_type])]):
+        alpha, beta = defaults.get(name, (1, 1))
+        if alphas and name not in ("Relu", "Sigmoid", "Softplus", "Softsign", "Tanh"):
+            alpha = alphas.pop(0)
+        if betas and name in ("Affine", "HardSigmoid", "ScaledTanh"):
+            beta = betas.pop(0)
+        bound = attributes.get("clip", np.inf) if index < 2 else np.inf  # the runtimes do not bound LSTM's cell
+        found.append(lambda a, f=FUNCTIONS[name], p=(alpha, beta), bound=bound: f(a.clamp(-bound, bound), *p))
+    return found
+
+
 def _cell(op_type: str, attributes: dict[str, Any], peephole: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
     """One step, as the operator's specification has it: (x, h, c, W, R, Wb, Rb) → (h, c)."""
+    functions = _functions(op_type, attributes)
 
     def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, wb: Tensor, rb: Tensor) -> tuple[Tensor, Tensor]:
+        sigmoid, tanh, out = functions
         i, o, f, g = (x @ w.T + h @ r.T + wb + rb).chunk(4, -1)
         p = torch.zeros(3 * H) if peephole is None else peephole
         p_i, p_o, p_f = p.chunk(3)
-        i = torch.sigmoid(i + p_i * c)
-        f = 1 - i if attributes.get("input_forget") else torch.sigmoid(f + p_f * c)
-        c = f * c + i * torch.tanh(g)
-        return torch.sigmoid(o + p_o * c) * torch.tanh(c), c
+        i = sigmoid(i + p_i * c)
+        f = 1 - i if attributes.get("input_forget") else sigmoid(f + p_f * c)
+        c = f * c + i * tanh(g)
+        return sigmoid(o + p_o * c) * out(c), c
 
     def gru(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, wb: Tensor, rb: Tensor) -> tuple[Tensor, Tensor]:
         (a_z, a_r, a_n), (w_z, w_r, w_n), (b_z, b_r, b_n) = (x @ w.T + wb).chunk(3, -1), r.chunk(3), rb.chunk(3)
-        z, reset = torch.sigmoid(a_z + h @ w_z.T + b_z), torch.sigmoid(a_r + h @ w_r.T + b_r)
+        sigmoid, tanh = functions
+        z, reset = sigmoid(a_z + h @ w_z.T + b_z), sigmoid(a_r + h @ w_r.T + b_r)
         if attributes.get("linear_before_reset"):
-            n = torch.tanh(a_n + reset * (h @ w_n.T + b_n))
+            n = tanh(a_n + reset * (h @ w_n.T + b_n))
         else:
-            n = torch.tanh(a_n + (reset * h) @ w_n.T + b_n)
+            n = tanh(a_n + (reset * h) @ w_n.T + b_n)
         return (1 - z) * n + z * h, c
 
     def rnn(x: Tensor, h: Tensor, c: Tensor, w: Tensor, r: Tensor, wb: Tensor, rb: Tensor) -> tuple[Tensor, Tensor]:
-        function = torch.relu if "Relu" in attributes.get("activations", []) else torch.tanh
-        return function(x @ w.T + h @ r.T + wb + rb), c
+        return functions[0](x @ w.T + h @ r.T + wb + rb), c
 
     return {"LSTM": lstm, "GRU": gru, "RNN": rnn}[op_type]
 
@@ -142,15 +176,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def _prove(operator: Operator, expression: Callable[..., Any]) -> None:
-    """With differences in float32, the only type of the runtimes' LSTM and GRU, and none across the kinks of Relu."""
-    differences = operator.attributes.get("activations", ["Tanh"])[0] == "Tanh"
+    """With differences in float32, the only type of the runtimes' LSTM and GRU, and none across kinks."""
+    differences = not ({"activations", "clip"} & set(operator.attributes))
     check(operator, expression, differences=differences, double=operator.op_type == "RNN")
 
 
 def _attributes(attributes: dict[str, Any], direction: str) -> dict[str, Any]:
     result = {**attributes, "direction": direction}
-    if "activations" in attributes and direction == "bidirectional":
-        result["activations"] = attributes["activations"] * 2
+    if direction == "bidirectional":
+        result |= {k: v * 2 for k, v in attributes.items() if isinstance(v, list)}
     return result
 
 
@@ -215,18 +249,47 @@ def test_against_the_modules_of_pytorch(rng: np.random.Generator, op_type: str, 
     _prove(operator, expression)
 
 
+UNUSUAL: list[tuple[str, dict[str, Any]]] = [
+    ("LSTM", {"activations": ["HardSigmoid", "Tanh", "Tanh"]}),  # as Keras 1 and 2.0–2.2 have it
+    ("LSTM", {"activations": ["Sigmoid", "Relu", "Softsign"]}),
+    (
+        "LSTM",
+        {
+            "activations": ["Affine", "ScaledTanh", "Elu"],
+            "activation_alpha": [0.3, 1.2, 0.7],
+            "activation_beta": [0.5, 0.8],
+        },
+    ),
+    ("LSTM", {"clip": 0.4}),
+    ("GRU", {"activations": ["HardSigmoid", "LeakyRelu"], "activation_alpha": [0.3, 0.1], "activation_beta": [0.4]}),
+    ("GRU", {"activations": ["Sigmoid", "Softplus"], "linear_before_reset": 1}),
+    ("GRU", {"clip": 0.4}),
+    ("GRU", {"clip": 0.4, "linear_before_reset": 1}),
+    ("RNN", {"activations": ["Softsign"]}),
+    ("RNN", {"activations": ["ThresholdedRelu"], "activation_alpha": [0.2]}),
+    ("RNN", {"clip": 0.5}),
+    ("RNN", {"clip": 0.5, "activations": ["Relu"]}),
+]
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize(("op_type", "attributes"), UNUSUAL)
+def test_other_functions_and_clipping(
+    rng: np.random.Generator, op_type: str, attributes: dict[str, Any], direction: str
+) -> None:
+    attributes = _attributes(attributes, direction)
+    operator, through = _operator(op_type, rng, attributes, lengths=[4, 2, 3])
+    _prove(operator, _expression(op_type, attributes, through))
+
+
 @pytest.mark.parametrize(
-    ("op_type", "attributes", "message"),
+    ("attributes", "message"),
     [
-        ("LSTM", {"activations": ["Sigmoid", "Relu", "Tanh"]}, "LSTM 'the_LSTM' with activations sigmoid, relu, tanh"),
-        ("RNN", {"activations": ["Elu"]}, "RNN 'the_RNN' with activations elu, only for tanh or relu"),
-        ("GRU", {"clip": 1.0}, "GRU 'the_GRU' with clip=1.0"),
-        ("LSTM", {"layout": 1}, "LSTM 'the_LSTM' with layout=1"),
+        ({"activations": ["Sigmoid", "Tahn", "Tanh"]}, "LSTM 'the_LSTM' with activation tahn; did you mean 'tanh'"),
+        ({"layout": 1}, "LSTM 'the_LSTM' with layout=1"),
     ],
 )
-def test_what_is_not_known_is_an_error(
-    rng: np.random.Generator, op_type: str, attributes: dict[str, Any], message: str
-) -> None:
-    operator, _ = _operator(op_type, rng, attributes)
+def test_what_is_not_known_is_an_error(rng: np.random.Generator, attributes: dict[str, Any], message: str) -> None:
+    operator, _ = _operator("LSTM", rng, attributes)
     with pytest.raises(SurgeryError, match=message):
         gradients(operator, {0: np.zeros((T, 1, N, H), np.float32)})

@@ -8,15 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.autodiff.backward import Context
+from surgery.autodiff.rules.gate import ACTIVATIONS, Gate, gates
 from surgery.emit import Emitter
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, nearest
 
 __all__ = ["Direction", "Scanned"]
 
 Scanned = tuple[list[ir.Value], list[ir.Value]]  # states, and what is collected from the steps
 Body = Callable[[Emitter, list[ir.Value], list[ir.Value]], Scanned]  # of one step's states and slices
 
-_ACTIVATIONS = {"LSTM": [["sigmoid", "tanh", "tanh"]], "GRU": [["sigmoid", "tanh"]], "RNN": [["tanh"], ["relu"]]}
+_USUAL = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
 
 
 class Direction:
@@ -31,7 +32,7 @@ class Direction:
         before: The hidden state before each step, [T, N, H].
         mask: 1 for the steps of a sequence and 0 behind its end, [T, N, 1]; None where no sequence ends early.
         dy: The gradient of y; None where only the last state matters.
-        activations: The names of the activation functions, in lower case.
+        functions: The functions of the gates and, of LSTM, the one in front of the hidden state.
     """
 
     def __init__(self, c: Context, index: int, backwards: bool, gates: int) -> None:
@@ -39,7 +40,7 @@ class Direction:
         op = c.op
         self.dtype = c.x().dtype or ir.DataType.FLOAT
         self.hidden = _hidden(c)
-        self.activations = _activations(c, index)
+        self.functions = _functions(c, index, self.dtype)
         self.x, self.w, self.r = c.x(), self.own(c.x(1)), self.own(c.x(2))
         self.biases: list[ir.Value | None] = [None, None]
         if c.has(3):
@@ -184,27 +185,21 @@ def _hidden(c: Context) -> int:
     return int(hidden)
 
 
-def _activations(c: Context, index: int) -> list[str]:
+def _functions(c: Context, index: int, dtype: ir.DataType) -> list[Gate]:
     """The activation functions of a direction.
 
     Raises:
-        SurgeryError: They are not the usual ones, or the operator is otherwise out of the ordinary.
+        SurgeryError: One is not ONNX's, or the layout is the one that no runtime computes.
     """
     where = f"{c.node.op_type} {c.node.name!r}"
-    known = _ACTIVATIONS[c.node.op_type]
-    count = len(known[0])
-    names = [str(n).lower() for n in c.attr("activations") or []] or known[0] * (index + 1)
-    own = names[index * count : (index + 1) * count]
-    if own not in known:
+    usual = _USUAL[c.node.op_type]
+    names = [str(n).lower() for n in c.attr("activations") or []] or usual * (index + 1)
+    unknown = next((n for n in names if n not in ACTIVATIONS), None)
+    if unknown is not None or c.attr("layout"):
+        what = f"activation {unknown}{nearest(unknown, ACTIVATIONS)}" if unknown is not None else "layout=1"
         raise SurgeryError(
-            f"no gradient is known for {where} with activations {', '.join(own)}, only for "
-            f"{' or '.join(', '.join(k) for k in known)}; freeze every layer up to it "
+            f"no gradient is known for {where} with {what}; freeze every layer up to it "
             f"(freeze: {{until: {c.node.name}}})"
         )
-    for name in ("clip", "layout"):
-        if c.attr(name):
-            raise SurgeryError(
-                f"no gradient is known for {where} with {name}={c.attr(name)}; freeze every layer up to it "
-                f"(freeze: {{until: {c.node.name}}}) or remove the attribute"
-            )
-    return own
+    alphas, betas = c.attr("activation_alpha") or [], c.attr("activation_beta") or []
+    return gates(names, alphas, betas, c.attr("clip", 0.0), dtype)[index * len(usual) : (index + 1) * len(usual)]

@@ -7,6 +7,7 @@ sequence (`sequence_lens`) passes the state on.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -44,12 +45,8 @@ def rnn(c: Context) -> Gradients:
 
 
 def _rnn(d: Direction) -> list[ir.Value | None]:
-    op = d.op
-    if d.activations == ["relu"]:
-        slope = op.Cast(op.Greater(d.y, 0.0), to=int(d.dtype))
-    else:
-        slope = op.Sub(1.0, op.Mul(d.y, d.y))
-    slope.dtype = d.dtype
+    (f,) = d.functions
+    slope = f.slope(d.op, None if f.by_value else d.gates(), d.y)
 
     def body(op: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Scanned:
         dh = states[0] if d.dy is None else op.Add(states[0], slices[1])
@@ -63,42 +60,54 @@ def _rnn(d: Direction) -> list[ir.Value | None]:
 
 @rule("LSTM")
 def lstm(c: Context) -> Gradients:
-    """C = f·C₋₁ + i·g, H = o·tanh(C); σ for i, o, f and tanh for g of X Wᵀ + H₋₁ Rᵀ + b (+ P·C)."""
+    """C = f·C₋₁ + i·g, H = o·tanh(C); σ for i, o, f and tanh for g of X Wᵀ + H₋₁ Rᵀ + b (+ P·C), or other functions."""
     return _recurrent(c, 4, _lstm)
 
 
 def _lstm(d: Direction) -> list[ir.Value | None]:
     c, coupled = d.c, bool(d.c.attr("input_forget", 0))
+    sigma, tanh, out_of = d.functions
+    out_of = dataclasses.replace(out_of, clip=0.0)  # the runtimes bound what goes into the gates, not the cell
     peepholes = d.split(d.own(c.x(7)), 1, 1, 1) if c.has(7) else []
 
     def forward(op: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Scanned:
         before = states[0]
-        i, o, f, g = d.split(slices[0], 1, 1, 1, 1, op=op)
+        a_i, a_o, a_f, a_g = d.split(slices[0], 1, 1, 1, 1, op=op)
         if peepholes:
-            i, f = op.Add(i, op.Mul(before, peepholes[0])), op.Add(f, op.Mul(before, peepholes[2]))
-        i, g = op.Sigmoid(i), op.Tanh(g)
-        f = op.Sub(1.0, i) if coupled else op.Sigmoid(f)
+            a_i, a_f = op.Add(a_i, op.Mul(before, peepholes[0])), op.Add(a_f, op.Mul(before, peepholes[2]))
+        i, g = sigma.value(op, a_i), tanh.value(op, a_g)
+        f = op.Sub(1.0, i) if coupled else sigma.value(op, a_f)
         cell = op.Add(op.Mul(f, before), op.Mul(i, g))
-        o = op.Sigmoid(op.Add(o, op.Mul(cell, peepholes[1])) if peepholes else o)
-        collected = [op.Identity(before), op.Identity(cell), op.Concat(i, o, f, g, axis=-1)]
+        if peepholes:
+            a_o = op.Add(a_o, op.Mul(cell, peepholes[1]))
+        o = sigma.value(op, a_o)
+        pairs = [(sigma, a_i, i), (sigma, a_o, o), (sigma, a_f, f), (tanh, a_g, g)]
+        slopes = [function.slope(op, a, y) for function, a, y in pairs]
+        collected = [
+            op.Identity(before),
+            op.Identity(cell),
+            op.Concat(i, o, f, g, axis=-1),
+            op.Concat(*slopes, axis=-1),
+        ]
         return d.pass_on(op, slices, [(cell, before)]), collected
 
-    _, (before, cells, gates) = d.scan([d.first(6)], [d.gates()], forward, undo=False)
+    _, (before, cells, gates, slopes) = d.scan([d.first(6)], [d.gates()], forward, undo=False)
 
     def backward(op: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Scanned:
         dh, dc_later = states
         if d.dy is not None:
-            dh = op.Add(dh, slices[3])
+            dh = op.Add(dh, slices[4])
         before, cell = slices[:2]
         i, o, f, g = d.split(slices[2], 1, 1, 1, 1, op=op)
-        out = op.Tanh(cell)
-        d_o = op.Mul(op.Mul(dh, out), _sigmoid_slope(op, o))
-        dc = op.Add(dc_later, op.Mul(op.Mul(dh, o), _tanh_slope(op, out)))
+        s_i, s_o, s_f, s_g = d.split(slices[3], 1, 1, 1, 1, op=op)
+        out = out_of.value(op, cell)
+        d_o = op.Mul(op.Mul(dh, out), s_o)
+        dc = op.Add(dc_later, op.Mul(op.Mul(dh, o), out_of.slope(op, cell, out)))
         if peepholes:
             dc = op.Add(dc, op.Mul(d_o, peepholes[1]))
-        d_i = op.Mul(op.Mul(dc, op.Sub(g, before) if coupled else g), _sigmoid_slope(op, i))
-        d_f = op.Mul(d_i, 0.0) if coupled else op.Mul(op.Mul(dc, before), _sigmoid_slope(op, f))
-        d_g = op.Mul(op.Mul(dc, i), _tanh_slope(op, g))
+        d_i = op.Mul(op.Mul(dc, op.Sub(g, before) if coupled else g), s_i)
+        d_f = op.Mul(d_i, 0.0) if coupled else op.Mul(op.Mul(dc, before), s_f)
+        d_g = op.Mul(op.Mul(dc, i), s_g)
         d_gates = d.hide(op, slices, op.Concat(d_i, d_o, d_f, d_g, axis=-1))
         dc_before = op.Mul(dc, f)
         if peepholes:
@@ -106,7 +115,7 @@ def _lstm(d: Direction) -> list[ir.Value | None]:
         pairs = [(op.MatMul(d_gates, d.r), dh), (dc_before, dc_later)]
         return d.pass_on(op, slices, pairs), [d_gates]
 
-    slices = [before, cells, gates] if d.dy is None else [before, cells, gates, d.dy]
+    slices = [before, cells, gates, slopes] + ([] if d.dy is None else [d.dy])
     states = [d.state(c.dy_of(1)), d.state(c.dy_of(2))]
     (dh, dc), (d_gates,) = d.scan(states, slices, backward, undo=True)
     dp = None
@@ -127,53 +136,56 @@ def gru(c: Context) -> Gradients:
 
 
 def _gru_linear_first(d: Direction) -> list[ir.Value | None]:
-    op, biases = d.op, d.biases
+    op, biases, (sigma, tanh) = d.op, d.biases, d.functions
     into, n_in = d.split(d.product(d.x, d.w, biases[0]), 2, 1)
     state, n_state = d.split(d.product(d.before, d.r, biases[1]), 2, 1)
-    zr = op.Sigmoid(op.Add(into, state))
-    n = op.Tanh(op.Add(n_in, op.Mul(d.split(zr, 1, 1)[1], n_state)))
+    a_zr = op.Add(into, state)
+    zr = sigma.value(op, a_zr)
+    a_n = op.Add(n_in, op.Mul(d.split(zr, 1, 1)[1], n_state))
+    n = tanh.value(op, a_n)
 
     def body(op: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Scanned:
-        zr, n, before, n_state = slices[:4]
-        dh = states[0] if d.dy is None else op.Add(states[0], slices[4])
+        zr, s_zr, n, s_n, before, n_state = slices[:6]
+        dh = states[0] if d.dy is None else op.Add(states[0], slices[6])
         z, r = d.split(zr, 1, 1, op=op)
-        d_n = op.Mul(op.Mul(dh, op.Sub(1.0, z)), _tanh_slope(op, n))
-        d_z = op.Mul(op.Mul(dh, op.Sub(before, n)), _sigmoid_slope(op, z))
-        d_r = op.Mul(op.Mul(d_n, n_state), _sigmoid_slope(op, r))
-        d_in = d.hide(op, slices, op.Concat(d_z, d_r, d_n, axis=-1))
-        d_state = d.hide(op, slices, op.Concat(d_z, d_r, op.Mul(d_n, r), axis=-1))
+        d_n = op.Mul(op.Mul(dh, op.Sub(1.0, z)), s_n)
+        d_z = op.Mul(dh, op.Sub(before, n))
+        d_zr = op.Mul(op.Concat(d_z, op.Mul(d_n, n_state), axis=-1), s_zr)
+        d_in = d.hide(op, slices, op.Concat(d_zr, d_n, axis=-1))
+        d_state = d.hide(op, slices, op.Concat(d_zr, op.Mul(d_n, r), axis=-1))
         dh_before = op.Add(op.Mul(dh, z), op.MatMul(d_state, d.r))
         return d.pass_on(op, slices, [(dh_before, dh)]), [d_in, d_state]
 
-    slices = [zr, n, d.before, n_state] + ([] if d.dy is None else [d.dy])
+    slices = [zr, sigma.slope(op, a_zr, zr), n, tanh.slope(op, a_n, n), d.before, n_state]
+    slices += [] if d.dy is None else [d.dy]
     (dh,), (d_in, d_state) = d.scan([d.state(d.c.dy_of(1))], slices, body, undo=True)
     return [*d.weights(d_in, d_state), None, dh]
 
 
 def _gru(d: Direction) -> list[ir.Value | None]:
-    c, op, biases = d.c, d.op, d.biases
+    c, op, biases, (sigma, tanh) = d.c, d.op, d.biases, d.functions
     r_zr, r_n = op.Split(d.r, np.array([2 * d.hidden, d.hidden]), axis=0, _outputs=2)
     b_zr, b_n = (
         op.Split(biases[1], np.array([2 * d.hidden, d.hidden]), axis=0, _outputs=2) if biases[1] else (None, None)
     )
     into, n_in = d.split(d.product(d.x, d.w, biases[0]), 2, 1)
-    zr = op.Sigmoid(op.Add(into, d.product(d.before, r_zr, b_zr)))
+    a_zr = op.Add(into, d.product(d.before, r_zr, b_zr))
+    zr = sigma.value(op, a_zr)
     kept = op.Mul(d.split(zr, 1, 1)[1], d.before)
-    n = op.Tanh(op.Add(n_in, d.product(kept, r_n, b_n)))
+    a_n = op.Add(n_in, d.product(kept, r_n, b_n))
+    n = tanh.value(op, a_n)
 
     def body(op: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Scanned:
-        zr, n, before = slices[:3]
-        dh = states[0] if d.dy is None else op.Add(states[0], slices[3])
+        zr, s_zr, n, s_n, before = slices[:5]
+        dh = states[0] if d.dy is None else op.Add(states[0], slices[5])
         z, r = d.split(zr, 1, 1, op=op)
-        d_n = op.Mul(op.Mul(dh, op.Sub(1.0, z)), _tanh_slope(op, n))
+        d_n = op.Mul(op.Mul(dh, op.Sub(1.0, z)), s_n)
         d_kept = op.MatMul(d_n, r_n)
-        d_z = op.Mul(op.Mul(dh, op.Sub(before, n)), _sigmoid_slope(op, z))
-        d_r = op.Mul(op.Mul(d_kept, before), _sigmoid_slope(op, r))
-        d_zr = op.Concat(d_z, d_r, axis=-1)
+        d_zr = op.Mul(op.Concat(op.Mul(dh, op.Sub(before, n)), op.Mul(d_kept, before), axis=-1), s_zr)
         dh_before = op.Sum(op.Mul(dh, z), op.Mul(d_kept, r), op.MatMul(d_zr, r_zr))
         return d.pass_on(op, slices, [(dh_before, dh)]), [d.hide(op, slices, op.Concat(d_zr, d_n, axis=-1))]
 
-    slices = [zr, n, d.before] + ([] if d.dy is None else [d.dy])
+    slices = [zr, sigma.slope(op, a_zr, zr), n, tanh.slope(op, a_n, n), d.before] + ([] if d.dy is None else [d.dy])
     (dh,), (d_gates,) = d.scan([d.state(c.dy_of(1))], slices, body, undo=True)
     dx, dw, _, db = d.weights(d_gates, d_gates)
     dr = None
@@ -181,11 +193,3 @@ def _gru(d: Direction) -> list[ir.Value | None]:
         d_zr, d_n = d.split(d_gates, 2, 1)
         dr = op.Concat(d.outer(d_zr, d.before), d.outer(d_n, kept), axis=0)
     return [dx, dw, dr, db, None, dh]
-
-
-def _sigmoid_slope(op: Emitter, y: ir.Value) -> ir.Value:
-    return op.Mul(y, op.Sub(1.0, y))
-
-
-def _tanh_slope(op: Emitter, y: ir.Value) -> ir.Value:
-    return op.Sub(1.0, op.Mul(y, y))
