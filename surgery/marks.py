@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import onnx_ir as ir
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -22,6 +22,7 @@ __all__ = [
     "Constraint",
     "Marks",
     "Preprocessing",
+    "Resize",
     "described",
     "guess_layout",
     "labels",
@@ -35,22 +36,39 @@ __all__ = [
 _PREFIX = "surgery."
 
 
+ConstraintType = Literal["max_norm", "min_max_norm", "unit_norm", "non_neg"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Constraint:
-    """A set that a parameter is projected onto after every update.
+    """A set that a parameter is brought into after every update.
 
     Attributes:
-        type: ``max_norm``: the L2 norm over `axes` is at most `value` (Srivastava et al. 2014, section 5.1).
-        value: The bound.
+        type: ``max_norm``: the L2 norm over `axes` is at most `value`, w · min(1, value / ‖w‖) (Srivastava et al. 2014,
+            section 5.1). ``min_max_norm``: it is between `minimum` and `value`, or nearer to that,
+            w · (rate · clip(‖w‖, minimum, value) / ‖w‖ + 1 − rate). ``unit_norm``: it is 1, w / ‖w‖. ``non_neg``: no
+            number is negative. The names and formulas are Keras'.
+        value: The upper bound of the norm.
         axes: The axes that the norm sums over, as in Keras' ``MaxNorm(axis=…)``: all but the output unit's.
+        minimum: The lower bound of the norm.
+        rate: Which share of the way ``min_max_norm`` goes in one update.
     """
 
-    type: Literal["max_norm"]
-    value: float
-    axes: tuple[int, ...]
+    type: ConstraintType
+    value: float = 1.0
+    axes: tuple[int, ...] = ()
+    minimum: float = 0.0
+    rate: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.type} {self.value:g}"
+        match self.type:
+            case "max_norm":
+                return f"max_norm {self.value:g}"
+            case "min_max_norm":
+                slowly = "" if self.rate == 1 else f" at rate {self.rate:g}"
+                return f"min_max_norm {self.minimum:g} to {self.value:g}{slowly}"
+            case _:
+                return self.type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +79,25 @@ class Marks:
         trainable: Whether training changes it. False on a BatchNormalization's running statistics keeps them.
         learning_rate: Multiplier of the learning rate (Caffe's ``lr_mult``).
         decay: Multiplier of the weight decay (Caffe's ``decay_mult``).
-        constraint: What the parameter is projected onto after every update.
+        constraint: What the parameter is brought into after every update.
+        l1: Adds the gradient of l1 · ‖w‖₁ to the loss's, whatever the weight decay.
+        l2: Likewise that of ½ · l2 · ‖w‖²; Keras' ``L2(x)`` is an `l2` of 2·x.
     """
 
     trainable: bool = True
     learning_rate: float = 1.0
     decay: float = 1.0
     constraint: Constraint | None = None
+    l1: float = 0.0
+    l2: float = 0.0
 
     @property
     def frozen(self) -> bool:
         """Whether training leaves it as it is: not trainable, or with a learning rate of zero."""
         return not self.trainable or self.learning_rate == 0
+
+
+Resize = int | tuple[int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +111,8 @@ class Preprocessing:
         scale: Factor on 0–255 pixel values, applied first.
         mean: Subtracted after scaling; one number, or one per channel in `color` order.
         std: Divided by, last; one number, or one per channel in `color` order.
+        resize: What an image is resized to before `size` is cut out of its middle: None, just enough to cover `size`;
+            a number, its shorter side (torchvision's 256); height and width, whatever its proportions (Keras, Caffe).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -96,6 +123,7 @@ class Preprocessing:
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    resize: Resize = None
 
 
 def marks(parameter: ir.Value) -> Marks:
@@ -134,18 +162,24 @@ def _read_number(data: Any) -> float:
 def _read_constraint(data: Any) -> Constraint | None:
     if data is None:
         return None
-    if data["type"] != "max_norm":
-        raise ValueError(f"{data['type']!r} is not a constraint; max_norm is what there is")
-    value = _read_number(data["value"])
+    kind = data["type"]
+    if kind not in get_args(ConstraintType):
+        raise ValueError(f"{kind!r} is not a constraint; there are {', '.join(get_args(ConstraintType))}")
+    value, minimum, rate = (_read_number(data.get(key, default)) for key, default in _BOUNDS.items())
     if value == 0:
         raise ValueError("a bound of 0 leaves nothing")
-    return Constraint("max_norm", value, tuple(int(axis) for axis in data["axes"]))
+    if minimum > value:
+        raise ValueError(f"no norm is between {minimum:g} and {value:g}")
+    return Constraint(kind, value, tuple(int(axis) for axis in data["axes"]), minimum, rate)
 
 
+_BOUNDS = {"value": 1.0, "minimum": 0.0, "rate": 1.0}
 _READERS: dict[str, Callable[[Any], Any]] = {
     "trainable": _read_flag,
     "learning_rate": _read_number,
     "decay": _read_number,
+    "l1": _read_number,
+    "l2": _read_number,
     "constraint": _read_constraint,
 }
 
@@ -166,9 +200,14 @@ def set_marks(parameter: ir.Value, **changes: Any) -> bool:
         if value == getattr(defaults, name):
             parameter.metadata_props.pop(_PREFIX + name, None)
         else:
-            data = dataclasses.asdict(value) if isinstance(value, Constraint) else value
+            data = _plain(value) if isinstance(value, Constraint) else value
             parameter.metadata_props[_PREFIX + name] = json.dumps(data)
     return True
+
+
+def _plain(constraint: Constraint) -> dict[str, Any]:
+    data = dataclasses.asdict(constraint)
+    return {key: value for key, value in data.items() if key in ("type", "value", "axes") or value != _BOUNDS[key]}
 
 
 def _table(model: ir.Model, key: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def w(model: ir.Model) -> ir.Value:
 
 class TestMarks:
     def test_without_entries_the_defaults(self, w: ir.Value) -> None:
-        assert marks(w) == Marks(trainable=True, learning_rate=1.0, decay=1.0, constraint=None)
+        assert marks(w) == Marks(trainable=True, learning_rate=1.0, decay=1.0, l1=0.0, l2=0.0, constraint=None)
 
     def test_all_of_them_survive_a_file(self, model: ir.Model, w: ir.Value, tmp_path: Path) -> None:
         set_marks(w, trainable=False, learning_rate=2, decay=0.5, constraint=Constraint("max_norm", 3.0, (0,)))
@@ -82,7 +82,9 @@ class TestMarks:
             ("decay", "[" * 100_000),
             ("constraint", "3"),
             ("constraint", '{"type": "max_norm", "value": 0, "axes": [0]}'),
-            ("constraint", '{"type": "unit_norm", "value": 1, "axes": [0]}'),
+            ("constraint", '{"type": "spectral_norm", "value": 1, "axes": [0]}'),
+            ("constraint", '{"type": "min_max_norm", "value": 1, "minimum": 2, "axes": [0]}'),
+            ("l2", "-1"),
             ("constraint", '{"type": "max_norm", "value": 1}'),
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from surgery import runtime
 from surgery.data import Arrays
+from surgery.layers import ancestors
 from surgery.training.step import Step
 
 __all__ = ["Evaluation", "Training"]
@@ -24,17 +26,69 @@ def _bind_batch(binding: Any, step: Step, examples: Arrays, targets: Arrays) -> 
 def _overwritable(step: Step) -> set[str]:
     """Which carried inputs may have their next value written over them, as an optimizer's state may.
 
-    All that reads them is what the operator that computes the next value waits for.
+    All that reads them comes before the operator that computes the next value.
     """
     graph = step.model.graph
     inputs, outputs = ({str(v.name): v for v in values} for values in (graph.inputs, graph.outputs))
     found = set()
     for name, output in step.carried.items():
         producer = outputs[output].producer()
-        waited = {v.producer() for v in producer.inputs if v is not None} if producer is not None else set()
-        if all(node in waited for node in inputs[name].consumers()):
+        before = ancestors([v for v in producer.inputs if v is not None]) if producer is not None else set()
+        if all(node in before for node in inputs[name].consumers()):
             found.add(name)
     return found
+
+
+class _Graph:
+    """A step graph's session, and two sets of buffers, which swap, for what it carries.
+
+    Args:
+        step: The graph.
+        initial: The first values.
+        providers: Execution providers.
+        device: Where the buffers are.
+        shared: Buffers whose next value is written over them, which another graph has as well.
+    """
+
+    def __init__(
+        self, step: Step, initial: Mapping[str, np.ndarray], providers: list[str], device: str, shared: dict[str, Any]
+    ) -> None:
+        self.step_graph = step
+        self.session = runtime.session(step.model, providers, plan=False)
+        ort_value = runtime.load_runtime().OrtValue
+        own = [name for name in step.carried if name not in shared]
+        first, second = (
+            {name: ort_value.ortvalue_from_numpy(np.array(initial[name], order="C"), device) for name in names}
+            for names in (own, set(own) - _overwritable(step))
+        )
+        self._sets = [first | shared, first | second | shared]
+        self.scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in step.measures]
+        self._turn = 0
+        self._bindings = [self._bind(*self._sets), self._bind(*reversed(self._sets))]
+
+    def _bind(self, source: dict[str, Any], target: dict[str, Any]) -> Any:
+        binding = self.session.io_binding()
+        for output, value in zip(self.session.get_outputs()[: len(self.scalars)], self.scalars, strict=True):
+            binding.bind_ortvalue_output(output.name, value)
+        for name, output in self.step_graph.carried.items():
+            binding.bind_ortvalue_input(name, source[name])
+            binding.bind_ortvalue_output(output, target[name])
+        return binding
+
+    @property
+    def binding(self) -> Any:
+        """What the next run reads and writes."""
+        return self._bindings[self._turn]
+
+    def run(self) -> None:
+        """Runs the graph once."""
+        self.session.run_with_iobinding(self.binding)
+        self._turn ^= 1
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The current `OrtValue` of everything carried, by name."""
+        return self._sets[self._turn]
 
 
 class Training:
@@ -47,56 +101,77 @@ class Training:
 
     def __init__(self, step: Step, providers: list[str]) -> None:
         self.step_graph = step
-        self.session = runtime.session(step.model, providers, plan=False)
         self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
-        ort_value = runtime.load_runtime().OrtValue
-        first, second = (
-            {
-                name: ort_value.ortvalue_from_numpy(np.array(step.initial[name], order="C"), self.device)
-                for name in names
-            }
-            for names in (step.initial, step.initial.keys() - _overwritable(step))
+        update, shared = step.update, {}
+        if update is not None:  # the sums of gradients, which both graphs carry
+            ort_value = runtime.load_runtime().OrtValue
+            for name in step.carried.keys() & update.carried.keys():
+                shared[name] = ort_value.ortvalue_from_numpy(np.array(step.initial[name], order="C"), self.device)
+        self._graph = _Graph(step, step.initial, providers, self.device, shared)
+        self._update = (
+            _Graph(update, step.initial, providers, self.device, shared) if update is not None else self._graph
         )
-        self._sets = [first, first | second]
-        self._scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in step.measures]
-        self._turn = 0
-        self._bindings = [self._bind(*self._sets), self._bind(*reversed(self._sets))]
+        self.session = self._graph.session
 
-    def _bind(self, source: dict[str, Any], target: dict[str, Any]) -> Any:
-        binding = self.session.io_binding()
-        for output, value in zip(self.session.get_outputs()[: len(self._scalars)], self._scalars, strict=True):
-            binding.bind_ortvalue_output(output.name, value)
-        for name, output in self.step_graph.carried.items():
-            binding.bind_ortvalue_input(name, source[name])
-            binding.bind_ortvalue_output(output, target[name])
-        return binding
-
-    def run(self, examples: Arrays, targets: Arrays, learning_rate: float) -> tuple[float, ...]:
+    def run(
+        self,
+        examples: Arrays,
+        targets: Arrays,
+        learning_rate: float,
+        *,
+        momentum: float | None = None,
+        update: bool = True,
+    ) -> tuple[float, ...]:
         """Trains on one batch.
 
         Args:
             examples: The network's input; of several, by name.
             targets: The targets; of several outputs, by the output's name.
             learning_rate: The learning rate.
+            momentum: The momentum, where the step takes one.
+            update: Where gradients are accumulated, whether to update the parameters by them after this batch.
 
         Returns:
             What the step measures (``step.measures``), before the update; the loss first.
         """
-        binding = self._bindings[self._turn]
+        binding = self._graph.binding
         _bind_batch(binding, self.step_graph, examples, targets)
+        if self._update is not self._graph:
+            for name in self._update.values.keys() & self._inputs:
+                binding.bind_ortvalue_input(name, self._update.values[name])
+            self._graph.run()
+            if update:
+                self._bind_rates(self._update.binding, learning_rate, momentum)
+                self._update.run()
+        else:
+            self._bind_rates(binding, learning_rate, momentum)
+            self._graph.run()
+        return tuple(float(value.numpy()) for value in self._graph.scalars)
+
+    @functools.cached_property
+    def _inputs(self) -> set[str]:
+        return {i.name for i in self.session.get_inputs()} - self.step_graph.carried.keys()
+
+    @staticmethod
+    def _bind_rates(binding: Any, learning_rate: float, momentum: float | None) -> None:
         binding.bind_cpu_input("learning_rate", np.array(learning_rate, np.float32))
-        self.session.run_with_iobinding(binding)
-        self._turn ^= 1
-        return tuple(float(value.numpy()) for value in self._scalars)
+        if momentum is not None:
+            binding.bind_cpu_input("momentum", np.array(momentum, np.float32))
 
     @property
     def values(self) -> dict[str, Any]:
         """The current `OrtValue` of every parameter and state, by name."""
-        return self._sets[self._turn]
+        return self._graph.values if self._update is self._graph else self._graph.values | self._update.values
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The current `OrtValue` of every weight as the trained model has it: averaged, where there is an average."""
+        values, averages = self.values, self.step_graph.averages
+        return {name: values[averages.get(name, name)] for name in self.step_graph.weights}
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Copies of the current parameters and running statistics, by name."""
-        return {name: np.array(self.values[name].numpy()) for name in self.step_graph.weights}
+        """Copies of `results`: of parameters and running statistics, by name."""
+        return {name: np.array(value.numpy()) for name, value in self.results.items()}
 
 
 class Evaluation:
@@ -109,12 +184,17 @@ class Evaluation:
 
     def run(self, examples: Arrays, targets: Arrays) -> tuple[float, ...]:
         """Returns what the step measures on one batch; the loss first."""
+        return self.run_all(examples, targets)[0]
+
+    def run_all(self, examples: Arrays, targets: Arrays) -> tuple[tuple[float, ...], list[np.ndarray]]:
+        """Returns what the step measures on one batch, the loss first, and what else it computes."""
         binding = self.session.io_binding()
         if self._training is not None:
-            for name in self.step_graph.weights:
-                binding.bind_ortvalue_input(name, self._training.values[name])
+            for name, value in self._training.results.items():
+                binding.bind_ortvalue_input(name, value)
         _bind_batch(binding, self.step_graph, examples, targets)
         for output in self.session.get_outputs():
             binding.bind_output(output.name, "cpu")
         self.session.run_with_iobinding(binding)
-        return tuple(float(value) for value in binding.copy_outputs_to_cpu())
+        outputs, count = binding.copy_outputs_to_cpu(), len(self.step_graph.measures)
+        return tuple(float(value) for value in outputs[:count]), outputs[count:]

@@ -22,8 +22,9 @@ from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.layers import STATISTICS, ancestors, find_output, layers
 from surgery.marks import marks
+from surgery.training.accumulation import examples_in, means, write_sums
 from surgery.training.losses import loss_of, strip_activation
-from surgery.training.optimizers import Link, Updating, update
+from surgery.training.optimizers import Average, Link, write_updates
 from surgery.training.winograd import minimize_convolutions
 
 __all__ = [
@@ -70,6 +71,9 @@ class Step:
             empty for an evaluation.
         initial: The first value of every carried input; weights share the model's memory and are not to be written to.
         weights: Which of them belong to the model: parameters and running statistics.
+        averages: The carried input that has a weight's moving average, by the weight's name.
+        update: Where gradients are accumulated, the graph that updates the parameters; it carries them, the state and
+            the sums, and this one the sums and running statistics.
     """
 
     model: ir.Model
@@ -79,6 +83,8 @@ class Step:
     carried: dict[str, str]
     initial: dict[str, np.ndarray]
     weights: list[str]
+    averages: dict[str, str] = dataclasses.field(default_factory=dict)
+    update: Step | None = None
 
 
 def trainable_parameters(model: ir.Model) -> list[ir.Value]:
@@ -127,11 +133,18 @@ class _Forward:
 
 
 def _forward(
-    model: ir.Model, objective: Objective, output: str | None, prefix: str, changing: bool, others: bool = False
+    model: ir.Model,
+    objective: Objective,
+    output: str | None,
+    prefix: str,
+    changing: bool,
+    others: bool = False,
+    predictions: bool = False,
 ) -> _Forward:
     """Copies `model` and writes the loss behind its logits; with `changing`, what training changes becomes inputs.
 
-    With `others`, the outputs that are not trained stay, behind what is measured.
+    With `predictions`, the logits stay as outputs, behind what is measured; with `others`, the outputs that are not
+    trained, behind these.
     """
     model = model.clone()
     InlinePass()(model)
@@ -160,8 +173,9 @@ def _forward(
         graph.initializers.pop(value.name or "", None)
         graph.inputs.append(value)
     op = Emitter(graph, prefix)
-    terms, measures = _write_terms(op, dict(zip(ends, graph.outputs, strict=False)), losses)
-    graph.outputs[:] = [*measures.values(), *kept]
+    logits = dict(zip(ends, graph.outputs, strict=False))
+    terms, measures = _write_terms(op, logits, losses)
+    graph.outputs[:] = [*measures.values(), *(logits.values() if predictions else ()), *kept]
     infer_shapes(model)
     return _Forward(model, op, batch, terms, measures, parameters, statistics)
 
@@ -300,6 +314,9 @@ def training_step(
     seed: int = 0,
     runs: int = 0,
     counters: Mapping[str, str] | None = None,
+    accumulate: bool = False,
+    momentum: bool = False,
+    average: Average | None = None,
 ) -> Step:
     """Builds the step graph that trains `model`, which is left as it is.
 
@@ -315,6 +332,9 @@ def training_step(
         runs: How many steps have been run before in other sessions, whose dropout this one goes on with.
         counters: The name of the state that counts the steps of a parameter, by the parameter's: for those that join
             a training later. ``step`` for all others.
+        accumulate: Only add the gradients up; `Step.update` is the graph that updates the parameters by their mean.
+        momentum: Take the momentum with each step, as the learning rate.
+        average: Keep a moving average of the weights.
 
     Raises:
         SurgeryError: Nothing is trainable, or an operator on the way has no gradient.
@@ -324,45 +344,48 @@ def training_step(
     new = _training_mode(forward, seed, runs)
     if minimize_convolutions(op, forward.parameters):
         infer_shapes(forward.model)
-    states: dict[str, np.ndarray] = {}
-    rate = ir.val("learning_rate", ir.DataType.FLOAT, ())
-    graph.inputs.append(rate)
-    one = op.constant(1.0, ir.DataType.FLOAT)
     cost = forward.measures["loss"]
-    gradients = backward(graph, {cost: one}, forward.parameters, fused=fused, recompute=recompute, emitter=op)
-    counts: dict[str, tuple[ir.Value, ir.Value]] = {}  # before and after the step
+    begin = examples_in(op, forward.batch[0]) if accumulate else op.constant(1.0, ir.DataType.FLOAT)
+    gradients = backward(graph, {cost: begin}, forward.parameters, fused=fused, recompute=recompute, emitter=op)
+    missing = next((p for p in forward.parameters if p not in gradients), None)
+    if missing is not None:
+        raise SurgeryError(why_no_gradient(missing, [cost]))
+    arrays = {str(p.name): _array(p) for p in forward.parameters}
+    how: dict[str, Any] = {"momentum": momentum, "average": average, "counters": counters, "arrays": arrays}
+    update = None
+    if accumulate:
+        sums, empty = write_sums(op, forward.parameters, gradients, begin)
+        update = _update_step(forward, links, how)
+        new, states = new | sums, update.initial | empty
+    else:
+        updates = write_updates(op, forward.parameters, gradients, links, **how)
+        new, states = new | updates.after, updates.initial
+    averages = {name: f"{name}/average" for name in arrays if average is not None}
+    step = _finish(forward, _carry(graph, new), states)
+    return dataclasses.replace(step, update=update, averages=averages)
 
-    for parameter in forward.parameters:
-        if parameter not in gradients:
-            raise SurgeryError(why_no_gradient(parameter, [cost]))
 
-        def state(slot: str, parameter: ir.Value = parameter) -> ir.Value:
-            name = f"{parameter.name}/{slot}"
-            value = ir.val(name, parameter.dtype, parameter.shape)
-            graph.inputs.append(value)
-            states[name] = np.zeros_like(_array(parameter), subok=False)
-            return value
+def _update_step(forward: _Forward, links: Sequence[Link], how: Mapping[str, Any]) -> Step:
+    """The graph (sums of gradients, learning rate, parameters, state) → (new parameters, new state, empty sums)."""
+    parameters = [ir.Value(name=p.name, shape=p.shape, type=p.type) for p in forward.parameters]
+    for mine, theirs in zip(parameters, forward.parameters, strict=True):
+        mine.metadata_props.update(theirs.metadata_props)
+    opsets = {"": forward.model.graph.opset_imports[""]}
+    graph = ir.Graph(parameters, [], nodes=[], opset_imports=opsets, name="update")
+    op = Emitter(graph, "update/")
+    gradients, empty = means(op, parameters)
+    updates = write_updates(op, parameters, gradients, links, **how)
+    carried = _carry(graph, updates.after | empty)
+    return Step(ir.Model(graph, ir_version=IR_VERSION), [], [], [], carried, updates.initial, [])
 
-        counter = (counters or {}).get(parameter.name or "", "step")
-        if counter not in counts:
-            count = ir.val(counter, ir.DataType.FLOAT, ())
-            counts[counter] = count, op.Add(count, one)
-        u = Updating(op, parameter, marks(parameter), rate, counts[counter][1], state)
-        new[parameter.name or ""] = update(links, u, gradients[parameter])
-        new.update({f"{parameter.name}/{slot}": value for slot, value in u.new_state.items()})
-    for counter, (count, after) in counts.items():
-        if after.uses():
-            graph.inputs.append(count)
-            states[counter] = np.zeros((), np.float32)
-            new[counter] = after
 
-    carried = {}
+def _carry(graph: ir.Graph, after: Mapping[str, ir.Value]) -> dict[str, str]:
+    """Makes what the inputs of these names become outputs; returns the outputs' names by the inputs'."""
     before = {v.name: v for v in graph.inputs}
-    for name, value in new.items():
+    for name, value in after.items():
         value.shape, value.type = before[name].shape, before[name].type
         graph.outputs.append(value)
-        carried[name] = value.name or ""
-    return _finish(forward, carried, states)
+    return {name: value.name or "" for name, value in after.items()}
 
 
 def evaluation_step(
@@ -372,6 +395,7 @@ def evaluation_step(
     output: str | None = None,
     changing: bool = False,
     others: bool = False,
+    predictions: bool = False,
 ) -> Step:
     """Builds the graph that measures `model` as it infers; its inputs are named as `training_step`'s.
 
@@ -381,8 +405,10 @@ def evaluation_step(
         output: The output to measure; needed where there are several and `loss` names none.
         changing: Take what training changes as inputs, to measure a training's present weights.
         others: Compute the model's other outputs as well, behind what is measured.
+        predictions: Compute what each term's loss takes as well (logits, where an activation goes with it), in front
+            of these.
     """
-    return _finish(_forward(model, loss, output, "evaluation/", changing, others), {}, {})
+    return _finish(_forward(model, loss, output, "evaluation/", changing, others, predictions), {}, {})
 
 
 def _array(parameter: ir.Value) -> np.ndarray:
