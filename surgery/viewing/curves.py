@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from surgery.errors import SurgeryError
-from surgery.io import replacing
 from surgery.training.history import History
+from surgery.viewing.figures import new_figure, write_png
 
 __all__ = ["plot"]
 
@@ -20,15 +19,10 @@ def plot(history: History, path: str | os.PathLike[str], title: str = "") -> Non
     """
     if not history:
         raise SurgeryError(f"{path}: there is no finished epoch to draw")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise SurgeryError(
-            f"plots need matplotlib ({error}); install it with: pip install 'onnx-surgery[train]'"
-        ) from error
     panels = [key for key in history[0] if key not in ("epoch", "seconds") and not key.startswith("val_")]
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), dpi=110, layout="constrained")
+    figure = new_figure(3.6 * len(panels), 3.2)
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [record["epoch"] for record in history]
     for axes, name in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
@@ -42,5 +36,4 @@ def plot(history: History, path: str | os.PathLike[str], title: str = "") -> Non
             axes.legend()
     if title:
         figure.suptitle(title)
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, format="png")
+    write_png(figure, path)
