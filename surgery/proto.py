@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import onnx
 import onnx_ir as ir
 
-__all__ = ["light_proto", "prefix", "write_model"]
+__all__ = ["BIG", "first_line", "light_proto", "prefix", "write_model", "write_tensor"]
+
+BIG = 2**16  # bytes; weights from here on go from file to file
 
 # Field numbers of onnx.proto; each is a message or bytes.
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9
@@ -44,7 +47,7 @@ def _is_inside(tensor: ir.TensorProtocol | None) -> bool:
     return tensor is not None and not isinstance(tensor, ir.ExternalTensor)
 
 
-def write_model(model: ir.Model, path: Path, least: int = 2**16) -> None:
+def write_model(model: ir.Model, path: Path, least: int = BIG) -> None:
     """Writes `model` as an ONNX file; weights of more than `least` bytes go straight from where they are to the file.
 
     The result is what ``onnx.save`` writes, but that the graph comes last and its initializers last in it, which is
@@ -77,15 +80,28 @@ def write_model(model: ir.Model, path: Path, least: int = 2**16) -> None:
         for part in parts:
             if isinstance(part, bytes):
                 file.write(part)
-            elif isinstance(part, ir.Tensor):
-                part.tofile(file)
             else:
-                file.write(part.tobytes())
+                write_tensor(part, file)
+
+
+def write_tensor(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    """Writes the bytes of `tensor`, without copies of them where it knows how."""
+    if isinstance(tensor, ir.Tensor | ir.LazyTensor | ir.ExternalTensor):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
 
 
 def prefix(field: int, length: int) -> bytes:
     """The key and the length in front of a field's content (protobuf.dev/programming-guides/encoding)."""
     return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong at the bottom: onnx-ir wraps an error once for every level of the file."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _varint(number: int) -> bytes:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from surgery import io
+from surgery.io import writing
 from surgery.errors import SurgeryError
 from surgery.io import infer_shapes, load, save
 from surgery.layers import layers
@@ -294,7 +294,7 @@ class TestSave:
     def test_beyond_the_limit_of_one_file_weights_go_to_another(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(io, "_PROTOBUF_LIMIT", io._GRAPH_ROOM + 4000)
+        monkeypatch.setattr(writing, "_PROTOBUF_LIMIT", writing._GRAPH_ROOM + 4000)
         save(wide(200), tmp_path / "small.onnx")  # 3,200 bytes of weights
         assert not (tmp_path / "small.onnx.data").exists()
         model = wide()  # 4,800
@@ -305,7 +305,7 @@ class TestSave:
     def test_the_model_in_memory_stays_right_when_its_own_weight_file_is_replaced(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(io, "_PROTOBUF_LIMIT", io._GRAPH_ROOM + 4000)
+        monkeypatch.setattr(writing, "_PROTOBUF_LIMIT", writing._GRAPH_ROOM + 4000)
         path = tmp_path / "m.onnx"
         save(wide(), path)
         model = load(path)
@@ -320,14 +320,14 @@ class TestSave:
 
     def test_a_failed_save_leaves_the_old_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "m.onnx"
-        monkeypatch.setattr(io, "_PROTOBUF_LIMIT", io._GRAPH_ROOM + 1)
+        monkeypatch.setattr(writing, "_PROTOBUF_LIMIT", writing._GRAPH_ROOM + 1)
         save(wide(), path)
         before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
         def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(io, "write_model", full)
+        monkeypatch.setattr(writing, "write_model", full)
         model = wide(500)
         with pytest.raises(SurgeryError, match="No space left on device"):
             save(model, path)
