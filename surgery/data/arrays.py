@@ -36,7 +36,7 @@ def from_arrays(
         targets = {name: _targets(array) for name, array in targets.items()}
     else:
         targets = _targets(targets)
-    if isinstance(examples, Mapping):
+    if isinstance(examples, dict):
         examples = arrays = {name: _rows(array) for name, array in examples.items()}
         specs = _by_input(arrays, model)
     else:
@@ -61,6 +61,11 @@ class _Prepare:
     """Prepares the examples of each input, by its name; those of a single input may come without it."""
 
     each: dict[str, Preparer]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images that a single input takes."""
+        return next(iter(self.each.values())).spec.size if len(self.each) == 1 else None
 
     def __call__(self, batch: Arrays) -> Arrays:
         if isinstance(batch, dict):

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 
-from surgery.data.prefetch import prefetch
+from surgery.data.augment import Augment, paste
+from surgery.data.images import whole
+from surgery.data.prefetch import Each, prefetch
 from surgery.data.rows import Arrays, Examples, digest, lengths, select, take
 from surgery.errors import SurgeryError
 from surgery.marks import Preprocessing
 
-__all__ = ["Arrays", "Batch", "Dataset", "take"]
+__all__ = ["Arrays", "Batch", "Dataset", "Sampling", "take"]
 
 Batch = tuple[Arrays, Arrays]
+Sampling = Literal["all", "balanced"]
+# What follows seed and epoch in the entropy of what is random: the order, an example's changes, a batch's mixing.
+_ORDER, _CHANGES, _MIXING = (), (1,), (2,)
 
 
 def _as_floats(examples: Arrays) -> Arrays:
-    assert isinstance(examples, np.ndarray)
+    if isinstance(examples, dict):
+        return {name: np.ascontiguousarray(array, np.float32) for name, array in examples.items()}
     return np.ascontiguousarray(examples, np.float32)
 
 
@@ -37,6 +43,9 @@ class Dataset:
         part: Which part of its source it is: ``train``, ``val`` or ``test``; ``all`` of one that is not divided.
         skipped: The files that were left out because they do not decode.
         assumed: The preprocessing of raw images that the model says nothing of, by input.
+        augment: How batches that are drawn with a seed change the examples.
+        sampling: Which examples are in an epoch that is drawn with a seed: ``all``, each once; ``balanced``, as many
+            drawn with replacement, all classes equally often.
     """
 
     examples: Examples
@@ -46,6 +55,8 @@ class Dataset:
     part: str = "all"
     skipped: tuple[str, ...] = ()
     assumed: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
+    augment: Augment | None = None
+    sampling: Sampling = "all"
 
     def __post_init__(self) -> None:
         counts = lengths(self.examples), lengths(self.targets)
@@ -58,7 +69,7 @@ class Dataset:
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Returns the examples at `indices`."""
-        if isinstance(self.examples, Mapping):
+        if isinstance(self.examples, dict):
             examples: Examples = {name: select(rows, indices) for name, rows in self.examples.items()}
         else:
             examples = select(self.examples, indices)
@@ -73,7 +84,8 @@ class Dataset:
         order = np.random.default_rng(seed).permutation(len(self))
         count = round(share * len(self))
         classes = self.targets
-        if not isinstance(classes, dict) and np.issubdtype(classes.dtype, np.integer) and classes.ndim == 1:
+        if self._of_classes:
+            assert isinstance(classes, np.ndarray)
             # The rank of each example within its class, as a fraction: the smallest fractions are split off.
             place = np.empty(len(self))
             for number in np.unique(classes):
@@ -88,7 +100,7 @@ class Dataset:
         Raises:
             SurgeryError: Some are not; the message counts them and names the first by their indices.
         """
-        arrays = self.examples if isinstance(self.examples, Mapping) else {"": self.examples}
+        arrays = self.examples if isinstance(self.examples, dict) else {"": self.examples}
         for name, array in arrays.items():
             if not np.issubdtype(array.dtype, np.floating):
                 continue
@@ -104,7 +116,59 @@ class Dataset:
     @property
     def deterministic(self) -> bool:
         """Whether an example is the same in every epoch, so that what a network makes of it can be kept."""
-        return True
+        return self.augment is None
+
+    def augmented(self, augment: Augment | None, sampling: Sampling = "all") -> Dataset:
+        """Returns the same examples, changed and drawn as `augment` and `sampling` say.
+
+        Raises:
+            SurgeryError: They are not images, but `augment` changes images; or not of one class each, but sampling is
+                balanced.
+        """
+        if augment is not None and augment.nothing:
+            augment = None
+        if augment is not None and (augment.changes_images or augment.cutmix):
+            rows = self.examples
+            if isinstance(rows, dict):
+                raise SurgeryError(f"augment changes the images of one input; there are {', '.join(rows)}")
+            if rows.dtype != np.uint8 or rows.ndim not in (3, 4) or (rows.ndim == 4 and rows.shape[-1] not in (1, 3)):
+                raise SurgeryError(
+                    "augment changes raw images (uint8, [N, H, W] or [N, H, W, 3]); these examples are "
+                    f"{rows.dtype} {list(rows.shape)}; only mixup takes them"
+                )
+        if sampling == "balanced" and not self._of_classes:
+            raise SurgeryError("sampling: balanced draws classes; the targets are not a class number for each example")
+        return dataclasses.replace(self, augment=augment, sampling=sampling)
+
+    def one_hot(self, classes: int | Mapping[str, int | None]) -> Dataset:
+        """Returns the same examples with class numbers as rows of 0 and 1, as mixed examples need them.
+
+        Args:
+            classes: How many there are; for several outputs, by name, None where they stay as they are.
+        """
+
+        def rows(targets: np.ndarray, count: int | None) -> np.ndarray:
+            if count is None or not np.issubdtype(targets.dtype, np.integer):
+                return targets
+            if targets.min() < 0 or targets.max() >= count:
+                raise SurgeryError(
+                    f"the labels go from {targets.min()} to {targets.max()}, but the output takes 0 to {count - 1}; "
+                    "examples with other labels cannot be mixed"
+                )
+            return np.eye(count, dtype=np.float32)[targets]
+
+        if isinstance(self.targets, dict):
+            assert isinstance(classes, Mapping)
+            several = {name: rows(targets, classes[name]) for name, targets in self.targets.items()}
+            return dataclasses.replace(self, targets=several)
+        assert isinstance(classes, int)
+        return dataclasses.replace(self, targets=rows(self.targets, classes))
+
+    @property
+    def _of_classes(self) -> bool:
+        """Whether the targets are a class number for each example."""
+        targets = self.targets
+        return not isinstance(targets, dict) and np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1
 
     def fingerprint(self) -> str | None:
         """Returns a digest of the examples and of how they are prepared, targets left out: equal ones give a network
@@ -114,7 +178,7 @@ class Dataset:
         """
         if self.prepare is not _as_floats and not dataclasses.is_dataclass(self.prepare):
             return None
-        named = self.examples if isinstance(self.examples, Mapping) else {"": self.examples}
+        named = self.examples if isinstance(self.examples, dict) else {"": self.examples}
         parts = [repr(self.prepare) if self.prepare is not _as_floats else "floats"]
         parts += [f"{name}: {digest(rows)}" for name, rows in named.items()]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
@@ -129,8 +193,17 @@ class Dataset:
         """
         indices = np.arange(len(self))
         if seed is not None:
-            indices = np.random.default_rng([seed, epoch]).permutation(indices)
+            rng = np.random.default_rng([seed, epoch, *_ORDER])
+            indices = self._draw_balanced(rng) if self.sampling == "balanced" else rng.permutation(indices)
         return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+    def _draw_balanced(self, rng: np.random.Generator) -> np.ndarray:
+        """As many indices as there are examples: a class first, all alike, then one of its examples."""
+        targets = self.targets
+        assert isinstance(targets, np.ndarray)
+        classes = targets if targets.ndim == 1 else targets.argmax(1)
+        _, numbers, counts = np.unique(classes, return_inverse=True, return_counts=True)
+        return rng.choice(len(self), len(self), p=1 / (len(counts) * counts[numbers]))
 
     def batches(
         self,
@@ -149,7 +222,7 @@ class Dataset:
         Args:
             size: Examples in a batch; the last one may have fewer.
             shuffle: Draws the order in place of `seed`.
-            seed: Draws the order; in the order they are in without one.
+            seed: Draws the order and the augmentation; without one, the examples come as they are and as they stand.
             epoch: Which epoch it is.
             first: The batch to start from, counted from 0.
         """
@@ -157,7 +230,54 @@ class Dataset:
         if shuffle is not None:
             indices = shuffle.permutation(len(self))
             parts = [indices[i : i + size] for i in range(0, len(indices), size)]
-        return prefetch(self._make, itertools.islice(parts, first, None))
+        augment = None if seed is None else self.augment
+        slow = getattr(self.examples, "slow", False) or (augment is not None and augment.changes_images)
 
-    def _make(self, part: np.ndarray) -> Batch:
-        return self.prepare(take(self.examples, part)), take(self.targets, part)
+        def make(number: int, each: Each) -> Batch:
+            part = parts[number]
+            if augment is not None:
+                assert seed is not None
+                return self._changed(part, augment, (seed, epoch), number, number * size, each)
+            if slow and not isinstance(self.examples, dict):
+                return self.prepare(np.stack(each(self.examples.__getitem__, part))), take(self.targets, part)
+            return self.prepare(take(self.examples, part)), take(self.targets, part)
+
+        return prefetch(make, range(first, len(parts)), threads=slow)
+
+    def _changed(
+        self, part: np.ndarray, augment: Augment, entropy: tuple[int, int], number: int, place: int, each: Each
+    ) -> Batch:
+        """Batch `number` of an epoch, whose first example is at `place` in it, changed at random."""
+        rows, targets = self.examples, take(self.targets, part)
+        if augment.changes_images:
+            assert not isinstance(rows, dict)
+            size: tuple[int, int] = getattr(self.prepare, "size", None) or (rows.shape[1], rows.shape[2])
+            least = augment.least(size)
+
+            def one(at: int) -> np.ndarray:
+                rng = np.random.default_rng([*entropy, *_CHANGES, place + at])
+                index = int(part[at])
+                pixels = whole(rows, index, least) if augment.cuts else np.asarray(rows[index])
+                return augment.image(pixels, size, rng)
+
+            examples: Arrays = np.stack(each(one, range(len(part))))
+        else:
+            examples = take(rows, part)
+        rng = np.random.default_rng([*entropy, *_MIXING, number])
+        way, keep = augment.mixing(rng)
+        partners = rng.permutation(len(part))
+        if way == "cutmix":
+            assert isinstance(examples, np.ndarray)
+            examples, keep = paste(examples, examples[partners], keep, rng)
+        prepared = self.prepare(examples)
+        if way == "mixup":
+            prepared = _mix(prepared, partners, keep)
+        return prepared, _mix(targets, partners, keep) if way is not None else targets
+
+
+def _mix(arrays: Arrays, partners: np.ndarray, keep: float) -> Arrays:
+    """The share `keep` of each row, and the rest of its partner's."""
+    if isinstance(arrays, dict):
+        return {name: _mix(array, partners, keep) for name, array in arrays.items()}  # type: ignore[misc]
+    share = np.asarray(keep, arrays.dtype if np.issubdtype(arrays.dtype, np.floating) else np.float32)
+    return arrays * share + arrays[partners] * (1 - share)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import os
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,13 +12,15 @@ import onnx_ir as ir
 
 from surgery.data.arrays import from_arrays
 from surgery.data.dataset import Dataset
-from surgery.data.images import IMAGE_SUFFIXES, decode
+from surgery.data.images import IMAGE_SUFFIXES, ImageFiles
 from surgery.data.parts import PARTS
 from surgery.data.preprocess import input_spec, require_pillow
 from surgery.errors import SurgeryError, nearest
 from surgery.marks import labels
 
-__all__ = ["class_names", "folder_parts", "from_folder"]
+__all__ = ["MEMORY", "class_names", "folder_parts", "from_folder"]
+
+MEMORY = 2 * 2**30  # how many bytes of decoded images are kept
 
 
 def _class_folders(path: Path) -> list[str]:
@@ -55,8 +56,12 @@ def from_folder(
     progress: Callable[[int, int], None] | None = None,
     classes: Sequence[str] | None = None,
     part: str = "all",
+    memory: int = MEMORY,
 ) -> Dataset:
-    """Reads a folder that holds a folder of images for each class; images are decoded at the network's size.
+    """Reads a folder that holds a folder of images for each class.
+
+    Where all of them fit into `memory` at the network's size, they are decoded now; otherwise each time that they are
+    needed, and one that does not decode is an error then.
 
     Args:
         path: The folder.
@@ -65,6 +70,7 @@ def from_folder(
         progress: Called with how many images are decoded, and of how many.
         classes: The names of the classes in the order of their numbers; by default the folders' names, sorted.
         part: What part of the data it is.
+        memory: How many bytes of decoded images may be kept.
 
     Raises:
         SurgeryError: No class folders, one without an image that decodes, images that do not decode (named) without
@@ -90,47 +96,24 @@ def from_folder(
     if empty:
         raise SurgeryError(f"{empty[0]}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it")
     spec = input_spec(model)
-    size = spec.size
-    if size is None:
+    if spec.size is None:
         raise SurgeryError("the model's input has no fixed height and width; give it a size before training on images")
-    images, bad = _decode_all([file for file, _ in files], size, spec.channels == 1, progress)
+    require_pillow()
+    images = ImageFiles([file for file, _ in files], spec, memory)
+    fits = math.prod(images.shape) <= memory
+    bad = images.check(fits, progress) if fits or skip_bad else {}
     if len(bad) == len(files):
         raise SurgeryError(f"{path}: none of its {len(files)} images decodes: {_some(bad)}")
     if bad and not skip_bad:
         count = f"{len(bad)} images do" if len(bad) > 1 else "1 image does"
         raise SurgeryError(f"{count} not decode: {_some(bad)}; mend or remove them, or use --skip-bad")
-    kept = np.array([file not in bad for file, _ in files])
-    targets = np.array([number for _, number in files], np.int64)[kept]
+    targets = np.array([number for file, number in files if file not in bad], np.int64)
     lost = have - set(targets.tolist())
     if lost:
         raise SurgeryError(f"{path / classes[min(lost)]}: none of its images decodes: {_some(bad)}")
-    data = from_arrays(images[kept], targets, model, classes, part)
+    data = from_arrays(images.without(bad), targets, model, classes, part)
     return dataclasses.replace(data, skipped=tuple(map(str, bad)))
 
 
 def _some(bad: dict[Path, str]) -> str:
     return "; ".join(f"{file} ({why})" for file, why in list(bad.items())[:3])
-
-
-def _decode_all(
-    files: list[Path], size: tuple[int, int], gray: bool, progress: Callable[[int, int], None] | None
-) -> tuple[np.ndarray, dict[Path, str]]:
-    """The images at `size`, and why those files that do not decode do not, in the order of `files`."""
-    require_pillow()
-    images = np.empty((len(files), *size) + (() if gray else (3,)), np.uint8)
-
-    def one(index: int) -> str:
-        try:
-            images[index] = decode(files[index], size, gray)
-        except Exception as error:  # Pillow's decoders raise many kinds
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
-        return ""
-
-    bad = {}
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, fault in enumerate(pool.map(one, range(len(files)))):
-            if fault:
-                bad[files[index]] = fault
-            if progress is not None:
-                progress(index + 1, len(files))
-    return images, bad

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from surgery.data.rows import Rows
 from surgery.errors import SurgeryError
-from surgery.marks import Preprocessing, guess_layout, preprocessing
+from surgery.marks import Preprocessing, Resize, guess_layout, preprocessing
 
-__all__ = ["InputSpec", "Preparer", "input_spec", "preparer", "require_pillow", "resize", "takes_images"]
+__all__ = ["InputSpec", "Preparer", "enough", "input_spec", "preparer", "require_pillow", "resize", "takes_images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,13 @@ def require_pillow() -> None:
         ) from error
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a uint8 image `[H, W]` or `[H, W, C]` to cover `size`, and crops what is over from its middle.
+def resize(image: np.ndarray, size: tuple[int, int], first: Resize = None) -> np.ndarray:
+    """Resizes a uint8 image `[H, W]` or `[H, W, C]` and cuts `size` out of its middle.
+
+    Args:
+        image: The image.
+        size: Height and width of what is returned.
+        first: What it is resized to before the cut; see `surgery.marks.Preprocessing`.
 
     Raises:
         SurgeryError: Pillow is missing.
@@ -89,7 +94,23 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     require_pillow()
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]), Image.Resampling.BILINEAR))
+    bilinear = Image.Resampling.BILINEAR
+    if first is None:
+        return np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]), bilinear))
+    height, width = image.shape[:2]
+    if isinstance(first, int):  # the longer side is rounded down, as in torchvision
+        short = min(height, width)
+        first = first * height // short, first * width // short
+    if first != (height, width):
+        image = np.asarray(Image.fromarray(image).resize((first[1], first[0]), bilinear))
+    top, left = round((first[0] - size[0]) / 2), round((first[1] - size[1]) / 2)
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def enough(size: tuple[int, int], first: Resize = None) -> tuple[int, int]:
+    """Returns the height and width that an image needs so that `resize` makes it of `size` without loss."""
+    least = size if first is None else (first, first) if isinstance(first, int) else first
+    return 2 * least[0], 2 * least[1]
 
 
 def takes_images(examples: Rows, spec: InputSpec) -> bool:
@@ -177,7 +198,7 @@ def _images(batch: np.ndarray, spec: InputSpec) -> np.ndarray:
     if batch.ndim == 4 and batch.shape[-1] == 1:
         batch = batch[..., 0]
     if size is not None and batch.shape[1:3] != size:
-        batch = np.stack([resize(image, size) for image in batch])
+        batch = np.stack([resize(image, size, how.resize) for image in batch])
     if batch.ndim == 3:
         batch = batch[..., None]
     if spec.channels == 3 and batch.shape[-1] == 1:

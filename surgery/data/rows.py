@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,13 +20,16 @@ class Rows(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
 
+    @property
+    def ndim(self) -> int: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
 Arrays = np.ndarray | dict[str, np.ndarray]  # one array, or several by the name of the input or output
-Examples = Rows | Mapping[str, Rows]
+Examples = Rows | dict[str, Any]
 
 
 class LazyRows:
@@ -38,6 +40,7 @@ class LazyRows:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    slow: bool = False  # whether reading a row takes long enough to be done in threads
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Returns the rows at `indices`."""
@@ -81,6 +84,10 @@ class Selected(LazyRows):
     def dtype(self) -> np.dtype:  # type: ignore[override]
         return self.rows.dtype
 
+    @property
+    def slow(self) -> bool:  # type: ignore[override]
+        return getattr(self.rows, "slow", False)
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         return np.asarray(self.rows[self.indices[indices]])
 
@@ -90,12 +97,12 @@ class Selected(LazyRows):
 
 def lengths(arrays: Examples) -> set[int]:
     """How many rows there are in each."""
-    return {len(a) for a in arrays.values()} if isinstance(arrays, Mapping) else {len(arrays)}
+    return {len(a) for a in arrays.values()} if isinstance(arrays, dict) else {len(arrays)}
 
 
 def take(arrays: Examples, indices: np.ndarray) -> Any:
     """Returns the rows at `indices` of each array."""
-    if isinstance(arrays, Mapping):
+    if isinstance(arrays, dict):
         return {k: np.asarray(a[indices]) for k, a in arrays.items()}
     return np.asarray(arrays[indices])
 

@@ -58,7 +58,9 @@ class CrossEntropy(_Loss):
 
     Attributes:
         label_smoothing: ε: the target becomes (1 − ε)·t + ε/classes (Szegedy et al. 2016, section 7).
-        class_weights: A factor for each class; the mean is weighted, too.
+        class_weights: A factor for each class; the mean is weighted, too. ``balanced``: of each class, the number of
+            training examples by that of classes and of its own examples, so that all classes weigh the same (King and
+            Zeng 2001; scikit-learn's formula).
         ignore_index: The class number of examples that do not count.
         soft_labels: Targets are probabilities `[N, classes, …]` instead of class numbers `[N, …]`; training goes by
             the data.
@@ -67,9 +69,26 @@ class CrossEntropy(_Loss):
     metric = "accuracy"
     name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    class_weights: tuple[NonNegativeFloat, ...] | None = None
+    class_weights: tuple[NonNegativeFloat, ...] | Literal["balanced"] | None = None
     ignore_index: int | None = None
     soft_labels: bool = False
+
+    def balanced(self, targets: np.ndarray, classes: int) -> CrossEntropy:
+        """Returns the loss with numbers for ``balanced`` class weights, as `targets` have them; 1 for absent classes.
+
+        Raises:
+            SurgeryError: The targets are not class numbers below `classes`.
+        """
+        if self.class_weights != "balanced":
+            return self
+        counted = targets if self.ignore_index is None else targets[targets != self.ignore_index]
+        numbers = np.issubdtype(targets.dtype, np.integer) and counted.size > 0
+        if not numbers or counted.min() < 0 or counted.max() >= classes:
+            raise SurgeryError(f"class_weights: balanced needs class numbers from 0 to {classes - 1} as targets")
+        counts = np.bincount(counted.ravel(), minlength=classes)
+        even = counted.size / np.count_nonzero(counts)
+        weights = tuple(float(even / count) if count else 1.0 for count in counts)
+        return self.model_copy(update={"class_weights": weights})
 
     def target_of(self, prediction: ir.Value) -> tuple[ir.DataType, ir.Shape]:
         assert prediction.shape is not None
@@ -78,6 +97,8 @@ class CrossEntropy(_Loss):
             raise SurgeryError(
                 f"cross_entropy needs an output of shape [N, classes, …]; {prediction.name!r} has {prediction.shape}"
             )
+        if self.class_weights == "balanced":
+            raise SurgeryError("class_weights: balanced goes by the training examples; give the numbers here")
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise SurgeryError(f"there are {len(self.class_weights)} class weights, but the output has {classes} units")
         if self.soft_labels:

@@ -16,10 +16,13 @@ from pydantic import (
     model_validator,
 )
 
+from surgery.data.augment import Augment
+from surgery.data.dataset import Sampling
 from surgery.errors import SurgeryError
 from surgery.training.losses import Loss, loss_of
-from surgery.training.optimizers import Optimizer, Sgd
-from surgery.training.schedules import Constant, Schedule
+from surgery.training.optimizers import Link, MovingAverage, Optimizer, Sgd, chain
+from surgery.training.optimizers.kinds import OptimizerName, Regularization
+from surgery.training.schedules import Constant, OneCycle, Schedule, ScheduleName
 from surgery.training.step import Objective
 from surgery.validation import explain
 
@@ -64,6 +67,11 @@ def _patience(value: Any) -> Any:
     return {"patience": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _decay(value: Any) -> Any:
+    """A number as a short form of ``{decay: …}``."""
+    return {"decay": value} if isinstance(value, float) else value
+
+
 class TrainSettings(BaseModel):
     """How to train; its fields are the keys of a recipe's `train:` section.
 
@@ -73,7 +81,19 @@ class TrainSettings(BaseModel):
         optimizer: A name, or a name with settings: ``adam``, ``{name: sgd, momentum: 0.9, nesterov: true}``.
         learning_rate: At the start; by default the optimizer's usual one.
         schedule: How the learning rate goes on: a name, or a name with settings: ``{name: step, every: 10}``.
-        weight_decay: L2 regularization, the gradient of ½·weight_decay·‖w‖²; each parameter's multiplier applies.
+        weight_decay: How much to regularize; each parameter's multiplier applies. By default the optimizer's usual: 0, and
+            0.01 of adamw.
+        regularization: How: ``l2`` adds the gradient of ½·weight_decay·‖w‖², ``l1`` that of weight_decay·‖w‖₁;
+            ``decoupled`` takes learning rate · weight_decay of each weight away, past the optimizer. By default
+            ``decoupled`` with adamw and lion, else ``l2``.
+        clip_value: The largest size of the gradients' numbers.
+        clip_norm: The largest norm of all gradients together (PyTorch's ``clip_grad_norm_``, Keras'
+            ``global_clipnorm``).
+        clip_each_norm: The largest norm of each parameter's gradient (Keras' ``clipnorm``).
+        accumulate: Update the parameters after so many batches, by the mean gradient over their examples, and at the
+            end of an epoch by what there is.
+        ema: Keep an exponential moving average of the weights, and watch and keep that: ``0.999``, or
+            ``{decay: 0.999, warmup: true}``.
         loss: A name, or a name with settings: ``{name: cross_entropy, label_smoothing: 0.1}``; ``auto`` goes by the
             network's last activation, and by the targets where it has none.
         losses: For several outputs at once, the loss of each:
@@ -82,6 +102,9 @@ class TrainSettings(BaseModel):
         validation: The share of the examples that is split off to watch, where the data has no validation part.
         early_stopping: Stop when the validation loss has not improved for so many epochs: ``5``, or
             ``{patience: 5, min_delta: 0.001, monitor: val_accuracy}``.
+        augment: Random changes to the training examples: ``{resized_crop: true, horizontal_flip: true, mixup: 0.2}``.
+        sampling: Which examples an epoch has: ``all``, each once; ``balanced``, as many, drawn so that all classes come
+            equally often.
         keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
         recompute: Activation checkpointing: compute activations again in the backward pass instead of keeping them;
             deep networks then train in a fraction of the memory, for one more forward pass of time.
@@ -93,14 +116,22 @@ class TrainSettings(BaseModel):
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
     optimizer: Annotated[
-        Optimizer, BeforeValidator(_by_name, json_schema_input_type=Literal["sgd", "adam"] | Optimizer)
+        Optimizer, BeforeValidator(_by_name, json_schema_input_type=OptimizerName | Optimizer)
     ] = Field(default_factory=Sgd)
     learning_rate: PositiveFloat | None = None
     schedule: Annotated[
         Schedule,
-        BeforeValidator(_by_name, json_schema_input_type=Literal["constant", "polynomial", "cosine"] | Schedule),
+        BeforeValidator(_by_name, json_schema_input_type=ScheduleName | Schedule),
     ] = Field(default_factory=Constant)
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat | None = None
+    regularization: Regularization | None = None
+    clip_value: PositiveFloat | None = None
+    clip_norm: PositiveFloat | None = None
+    clip_each_norm: PositiveFloat | None = None
+    accumulate: PositiveInt = 1
+    ema: Annotated[
+        MovingAverage | None, BeforeValidator(_decay, json_schema_input_type=float | MovingAverage | None)
+    ] = None
     loss: Annotated[
         Literal["auto"] | Loss,
         BeforeValidator(_loss, json_schema_input_type=LossName | Loss),
@@ -111,6 +142,8 @@ class TrainSettings(BaseModel):
     early_stopping: Annotated[
         Patience | None, BeforeValidator(_patience, json_schema_input_type=PositiveInt | Patience | None)
     ] = None
+    augment: Augment | None = None
+    sampling: Sampling = "all"
     keep: Literal["best", "last"] = "best"
     recompute: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
@@ -123,6 +156,15 @@ class TrainSettings(BaseModel):
             raise ValueError("`losses` names no output")
         return self
 
+    @model_validator(mode="after")
+    def _one_clip(self) -> TrainSettings:
+        given = [n for n in ("clip_value", "clip_norm", "clip_each_norm") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; clip gradients in one way")
+        if isinstance(self.schedule, OneCycle) and self.schedule.cycle_momentum and not self.optimizer.has_momentum:
+            raise ValueError(f"{self.optimizer.name} as it is set has no momentum that cycle_momentum could change")
+        return self
+
     @property
     def objective(self) -> Objective:
         """What is minimized, as `surgery.training.step.training_step` takes it."""
@@ -133,9 +175,36 @@ class TrainSettings(BaseModel):
         """The learning rate of the first step, the schedule aside."""
         return self.optimizer.default_rate if self.learning_rate is None else self.learning_rate
 
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
-        return self.initial_rate * self.schedule.factor(step / steps_per_epoch, self.epochs)
+    @property
+    def cycles_momentum(self) -> bool:
+        """Whether the momentum changes from step to step."""
+        schedule = self.schedule
+        return isinstance(schedule, OneCycle) and self.optimizer.has_momentum and schedule.cycle_momentum is not False
+
+    def rate(self, batch: int, batches: int) -> float:
+        """The learning rate of batch `batch`, counted from 0, where an epoch has so many `batches`."""
+        return self.initial_rate * self.schedule.at(*self._update(batch, batches), self.epochs)
+
+    def momentum(self, batch: int, batches: int) -> float | None:
+        """The momentum of a batch, None where it is the optimizer's own."""
+        return self.schedule.momentum_at(*self._update(batch, batches), self.epochs) if self.cycles_momentum else None
+
+    def _update(self, batch: int, batches: int) -> tuple[int, int]:
+        """The number of the update that a batch is for, and updates in an epoch."""
+        updates = -(-batches // self.accumulate)
+        epoch, place = divmod(batch, batches)
+        return epoch * updates + place // self.accumulate, updates
+
+    def links(self) -> list[Link]:
+        """The optimizer, as `surgery.training.step.training_step` takes it."""
+        return chain(
+            self.optimizer,
+            self.optimizer.default_decay if self.weight_decay is None else self.weight_decay,
+            regularization=self.regularization,
+            clip_value=self.clip_value,
+            clip_each_norm=self.clip_each_norm,
+            clip_norm=self.clip_norm,
+        )
 
 
 def changed(settings: TrainSettings, changes: dict[str, Any]) -> TrainSettings:

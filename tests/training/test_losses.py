@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import sklearn.utils.class_weight
 import torch
 from torch.nn import functional as F
 
@@ -241,3 +242,18 @@ def test_a_network_with_two_inputs_is_trained_by_their_names() -> None:
     np.testing.assert_allclose(trained.numpy(), (table.weight - 0.5 * table.weight.grad).detach(), rtol=1e-4, atol=1e-6)
     with pytest.raises(SurgeryError, match="inputs are data, mask"):
         surgery.train(model, ({"data": examples["data"]}, targets))
+
+
+def test_balanced_class_weights_are_scikit_learns() -> None:
+    targets = np.random.default_rng(0).choice(4, 200, p=[0.6, 0.25, 0.1, 0.05])
+    want = sklearn.utils.class_weight.compute_class_weight("balanced", classes=np.arange(4), y=targets)
+    loss = loss_of({"name": "cross_entropy", "class_weights": "balanced"})
+    np.testing.assert_allclose(loss.balanced(targets, 4).class_weights, want)
+    pixels = np.append(targets, [255] * 7).reshape(9, 23)
+    ignoring = loss_of({"name": "cross_entropy", "class_weights": "balanced", "ignore_index": 255})
+    np.testing.assert_allclose(ignoring.balanced(pixels, 4).class_weights, want)
+    assert loss.balanced(targets, 5).class_weights[4] == 1  # of which there are none
+    with pytest.raises(SurgeryError, match="balanced needs class numbers from 0 to 2"):
+        loss.balanced(targets, 3)
+    with pytest.raises(SurgeryError, match="goes by the training examples"):
+        loss.target_of(ir.val("y", ir.DataType.FLOAT, ("N", 4)))
