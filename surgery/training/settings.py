@@ -115,9 +115,9 @@ class TrainSettings(BaseModel):
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
-    optimizer: Annotated[
-        Optimizer, BeforeValidator(_by_name, json_schema_input_type=OptimizerName | Optimizer)
-    ] = Field(default_factory=Sgd)
+    optimizer: Annotated[Optimizer, BeforeValidator(_by_name, json_schema_input_type=OptimizerName | Optimizer)] = (
+        Field(default_factory=Sgd)
+    )
     learning_rate: PositiveFloat | None = None
     schedule: Annotated[
         Schedule,

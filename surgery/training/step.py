@@ -24,7 +24,7 @@ from surgery.layers import STATISTICS, ancestors, find_output, layers
 from surgery.marks import marks
 from surgery.training.accumulation import examples_in, means, write_sums
 from surgery.training.losses import loss_of, strip_activation
-from surgery.training.optimizers import Average, Link, write_updates
+from surgery.training.optimizers import Link, MovingAverage, write_updates
 from surgery.training.winograd import minimize_convolutions
 
 __all__ = [
@@ -316,7 +316,7 @@ def training_step(
     counters: Mapping[str, str] | None = None,
     accumulate: bool = False,
     momentum: bool = False,
-    average: Average | None = None,
+    average: MovingAverage | None = None,
 ) -> Step:
     """Builds the step graph that trains `model`, which is left as it is.
 

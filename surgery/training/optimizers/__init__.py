@@ -21,7 +21,7 @@ from surgery.training.optimizers.kinds import (
     Sgd,
     chain,
 )
-from surgery.training.optimizers.updating import Average, Link, Updates, Updating, write_updates
+from surgery.training.optimizers.updating import Link, MovingAverage, Updates, Updating, write_updates
 
 __all__ = [
     "Adadelta",
@@ -29,9 +29,9 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
-    "Average",
     "Link",
     "Lion",
+    "MovingAverage",
     "NAdam",
     "Optimizer",
     "RmsProp",

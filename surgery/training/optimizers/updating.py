@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field
 
 from surgery.emit import Emitter
 from surgery.marks import Marks, marks
 from surgery.training.optimizers.constraints import project
 
-__all__ = ["Average", "Clock", "Link", "Updates", "Updating", "write_updates"]
+__all__ = ["Clock", "Link", "MovingAverage", "Updates", "Updating", "write_updates"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Average:
-    """An exponential moving average of the weights.
+class MovingAverage(BaseModel):
+    """An exponential moving average of the weights, which begins with the first ones.
 
     Attributes:
         decay: The share of the old average in the new one.
         warmup: Let it begin smaller: min(decay, (1 + t) / (10 + t)) after update t (TensorFlow's form).
     """
 
-    decay: float
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
     warmup: bool = False
 
 
@@ -214,7 +216,7 @@ def write_updates(
     links: Sequence[Link],
     *,
     momentum: bool = False,
-    average: Average | None = None,
+    average: MovingAverage | None = None,
     counters: Mapping[str, str] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> Updates:
@@ -244,7 +246,7 @@ def write_updates(
     return updates
 
 
-def _decay(u: Updating, average: Average) -> ir.Value | float:
+def _decay(u: Updating, average: MovingAverage) -> ir.Value | float:
     if not average.warmup:
         return average.decay
     op, step = u.op, u.clock.step
@@ -255,7 +257,7 @@ def _decay(u: Updating, average: Average) -> ir.Value | float:
     return u.clock.once("average's decay", make)
 
 
-def _rest(u: Updating, average: Average) -> ir.Value | float:
+def _rest(u: Updating, average: MovingAverage) -> ir.Value | float:
     """1 − the decay."""
     decay = _decay(u, average)
     if not isinstance(decay, ir.Value):
