@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import onnx_ir as ir
 
 from surgery.errors import SurgeryError
+from surgery.proto import BIG, light_proto
 
 __all__ = ["Device", "describe", "has_training_kernels", "load_runtime", "providers", "session"]
 
@@ -118,7 +120,7 @@ def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = 
     """Returns an `onnxruntime.InferenceSession` of `model`.
 
     Args:
-        model: A model under 2 GB.
+        model: A model of any size; its weights may lie in files.
         providers: Execution providers, from `providers`.
         threads: How many threads an operator may use; all cores by default.
         plan: Let the runtime lay out a run's memory in one block from its second run on. The block comes on top of what
@@ -133,7 +135,22 @@ def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = 
     options.enable_mem_pattern = plan
     if threads:
         options.intra_op_num_threads = threads
+    proto, weights = light_proto(model, BIG)
+    names, values = [], []
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        weight = weights.get(tensor.name) or model.graph.initializers[tensor.name].const_value
+        assert weight is not None
+        if weight.dtype.numpy().isbuiltin == 1:
+            names.append(tensor.name)
+            values.append(runtime.OrtValue.ortvalue_from_numpy(weight.numpy()))
+        else:  # NumPy has no such type of its own
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            tensor.raw_data = weight.tobytes()
+    options.add_external_initializers(names, values)
     try:
-        return runtime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=list(providers))
+        return runtime.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
     except Exception as error:
         raise SurgeryError(f"{describe()} refuses the model: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,31 @@
+"""Sessions of models whose weights are in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from surgery.io import load
+from surgery.runtime import session
+
+
+@pytest.mark.parametrize("external", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_weights_in_files_are_found(
+    tmp_path: Path, rng: np.random.Generator, external: bool, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,200] x) => (float[N,201] y) '
+        "{ c = Cast<to = 1>(w) y = MatMul(x, c) }"
+    )
+    weight = rng.normal(size=(200, 201)).astype(dtype)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=external, location="w.bin")
+    monkeypatch.chdir(tmp_path.parent)
+    x = rng.normal(size=(3, 200)).astype(np.float32)
+    (y,) = session(load(tmp_path / "m.onnx"), ["CPUExecutionProvider"], threads=1).run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ weight.astype(np.float32), rtol=1e-4, atol=1e-4)
