@@ -8,11 +8,10 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic import PositiveFloat
 
-from surgery.errors import SurgeryError
-from surgery.marks import Constraint, set_marks
+from surgery.marks import Constraint
 from surgery.passes.base import Change, Pass, pass_dataclass
-from surgery.passes.units import incoming_weights
-from surgery.selectors import Selector, select
+from surgery.passes.constraining import constrain
+from surgery.selectors import Selector
 
 __all__ = ["MaxNorm"]
 
@@ -33,15 +32,4 @@ class MaxNorm(Pass):
     layers: Selector = "all"
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
-        weighted = [layer for layer in select(model, self.layers) if "weight" in layer.parameters]
-        if not weighted:
-            raise SurgeryError(f"max_norm: none of the selected layers has weights ({self.layers!r})")
-        bounded: dict[ir.Value, tuple[int, ...]] = {}
-        for layer in weighted:
-            for weight, axes in incoming_weights(layer):
-                if bounded.setdefault(weight, axes) != axes:
-                    raise SurgeryError(
-                        f"layers share the weight {weight.name!r} but not its units' axis; leave {layer.name!r} out"
-                    )
-                if set_marks(weight, constraint=Constraint("max_norm", self.value, axes)):
-                    yield Change(layer.name, f"max_norm {self.value:g} over axes {', '.join(map(str, axes))} of weight")
+        yield from constrain(model, "max_norm", self.layers, lambda axes: Constraint("max_norm", self.value, axes))

@@ -19,9 +19,11 @@ from pydantic import (
 from surgery.data.augment import Augment
 from surgery.data.dataset import Sampling
 from surgery.errors import SurgeryError
+from surgery.training.frozen import CacheSettings
 from surgery.training.losses import Loss, loss_of
 from surgery.training.optimizers import Link, MovingAverage, Optimizer, Sgd, chain
 from surgery.training.optimizers.kinds import OptimizerName, Regularization
+from surgery.training.phases import Phase
 from surgery.training.schedules import Constant, OneCycle, Schedule, ScheduleName
 from surgery.training.step import Objective
 from surgery.validation import explain
@@ -72,6 +74,11 @@ def _decay(value: Any) -> Any:
     return {"decay": value} if isinstance(value, float) else value
 
 
+def _cache(value: Any) -> Any:
+    """``true`` as a short form of what is there by default, ``false`` of none."""
+    return (CacheSettings() if value else None) if isinstance(value, bool) else value
+
+
 class TrainSettings(BaseModel):
     """How to train; its fields are the keys of a recipe's `train:` section.
 
@@ -81,8 +88,8 @@ class TrainSettings(BaseModel):
         optimizer: A name, or a name with settings: ``adam``, ``{name: sgd, momentum: 0.9, nesterov: true}``.
         learning_rate: At the start; by default the optimizer's usual one.
         schedule: How the learning rate goes on: a name, or a name with settings: ``{name: step, every: 10}``.
-        weight_decay: How much to regularize; each parameter's multiplier applies. By default the optimizer's usual: 0, and
-            0.01 of adamw.
+        weight_decay: How much to regularize; each parameter's multiplier applies. By default the optimizer's usual: 0,
+            of adamw 0.01.
         regularization: How: ``l2`` adds the gradient of ½·weight_decay·‖w‖², ``l1`` that of weight_decay·‖w‖₁;
             ``decoupled`` takes learning rate · weight_decay of each weight away, past the optimizer. By default
             ``decoupled`` with adamw and lion, else ``l2``.
@@ -108,6 +115,12 @@ class TrainSettings(BaseModel):
         keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
         recompute: Activation checkpointing: compute activations again in the backward pass instead of keeping them;
             deep networks then train in a fraction of the memory, for one more forward pass of time.
+        phases: Parts of the training that train other layers or at other rates:
+            ``[{epochs: 3, train: head}, {epochs: 5, learning_rate: ×0.1}]``; `epochs` is then the sum of theirs.
+        cache: Compute what the frozen layers make of the examples once and keep it; ``false`` computes it each time;
+            ``{memory: 2, disk: 20, float16: true, folder: cache}`` says where and how much.
+        reestimate_batchnorm: Before training, measure the means and variances of all BatchNormalizations on the
+            examples to train on.
         seed: Of the split, the order of the examples and dropout.
     """
 
@@ -146,6 +159,11 @@ class TrainSettings(BaseModel):
     sampling: Sampling = "all"
     keep: Literal["best", "last"] = "best"
     recompute: bool = False
+    phases: Annotated[list[Phase], Field(min_length=1)] | None = None
+    cache: Annotated[CacheSettings | None, BeforeValidator(_cache, json_schema_input_type=bool | CacheSettings)] = (
+        Field(default_factory=CacheSettings)
+    )
+    reestimate_batchnorm: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -163,6 +181,15 @@ class TrainSettings(BaseModel):
             raise ValueError(f"{' and '.join(given)} are given; clip gradients in one way")
         if isinstance(self.schedule, OneCycle) and self.schedule.cycle_momentum and not self.optimizer.has_momentum:
             raise ValueError(f"{self.optimizer.name} as it is set has no momentum that cycle_momentum could change")
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_of_phases(self) -> TrainSettings:
+        if self.phases is not None:
+            total = sum(phase.epochs for phase in self.phases)
+            if "epochs" in self.model_fields_set and self.epochs != total:
+                raise ValueError(f"the phases have {total} epochs in all, not {self.epochs}; leave `epochs` out")
+            self.__dict__["epochs"] = total  # as assigning it would begin this check anew
         return self
 
     @property
@@ -213,7 +240,8 @@ def changed(settings: TrainSettings, changes: dict[str, Any]) -> TrainSettings:
     Raises:
         SurgeryError: A field does not exist or does not take the value.
     """
-    fields = {**settings.model_dump(), **changes}
+    before = settings.model_dump()
+    fields = {**{name: before[name] for name in settings.model_fields_set}, **changes}
     try:
         return TrainSettings(**fields)
     except ValidationError as error:

@@ -28,6 +28,8 @@ def _words(mark: Marks) -> str:
             ("frozen", not mark.trainable),
             (f"learning rate × {mark.learning_rate:g}", mark.learning_rate != 1),
             (f"decay × {mark.decay:g}", mark.decay != 1),
+            (f"l1 {mark.l1:g}", mark.l1 != 0),
+            (f"l2 {mark.l2:g}", mark.l2 != 0),
             (str(mark.constraint), mark.constraint is not None),
         )
         if there

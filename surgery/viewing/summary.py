@@ -44,6 +44,8 @@ def _layer(layer: Layer) -> dict[str, Any]:
                 "trainable": p in _trained(layer) if role not in STATISTICS else marks(p).trainable,
                 "learning_rate": marks(p).learning_rate,
                 "decay": marks(p).decay,
+                "l1": marks(p).l1,
+                "l2": marks(p).l2,
                 "constraint": str(marks(p).constraint) if marks(p).constraint else None,
             }
             for role, p in layer.parameters.items()
@@ -82,6 +84,18 @@ def in_words(model: ir.Model) -> str:
     return f"{numbered} layers with {data['parameters']:,} parameters, {data['trainable']:,} of them trainable"
 
 
+def _regularization(layer: dict[str, Any]) -> str:
+    """What the marks of a layer's trained parameters say of it, where that is not the usual."""
+    usual = {"decay": 1, "l1": 0, "l2": 0}
+    found = [
+        f"{role} {key} {'× ' if key == 'decay' else ''}{parameter[key]:g}"
+        for role, parameter in layer["parameters"].items()
+        for key, value in usual.items()
+        if role not in STATISTICS and parameter["trainable"] and parameter[key] != value
+    ]
+    return ", ".join(found)
+
+
 def table(model: ir.Model, title: str = "") -> Table:
     """Returns the layers of `model` as a table, with its totals."""
     data = summary(model)
@@ -107,6 +121,9 @@ def table(model: ir.Model, title: str = "") -> Table:
         ("constraint", False),
     ):
         result.add_column(name, justify="right" if right else "left", overflow="fold")
+    regularized = any(map(_regularization, data["layers"]))
+    if regularized:
+        result.add_column("regularization", overflow="fold")
     for layer in data["layers"]:
         parameters = layer["parameters"].values()
         rates = [f"{p['learning_rate']:g}" for p in parameters if p["trainable"]]
@@ -119,6 +136,7 @@ def table(model: ir.Model, title: str = "") -> Table:
             {True: "yes", False: "no", None: ""}[layer["trainable"]],
             rates[0] if len(set(rates)) == 1 else " / ".join(rates),
             ", ".join(dict.fromkeys(p["constraint"] for p in parameters if p["constraint"])),
+            *([_regularization(layer)] if regularized else []),
         )
     result.caption = in_words(model)
     return result
