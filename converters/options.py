@@ -42,24 +42,24 @@ def _dims(dims: Sequence[int | str]) -> list[Dim]:
         raise SurgeryError(f"the shape {shown!r} is not one; write 3x224x224, or 3x?x? for any size") from error
 
 
-def custom_function(custom: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+def custom_function(custom: str | Callable[..., Any] | None, what: str = "custom") -> Callable[..., Any] | None:
     """The function that ``module:function`` names."""
     if custom is None or callable(custom):
         return custom
     module, _, name = str(custom).partition(":")
     if not module or not name:
-        raise SurgeryError(f"custom {custom!r}: write module:function")
+        raise SurgeryError(f"{what} {custom!r}: write module:function")
     sys.path.insert(0, "")  # a module may lie in the folder where the user is
     try:
         function = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # whatever the user's module does
         raise SurgeryError(
-            f"custom {custom!r}: the module cannot be imported ({' '.join(str(error).split())})"
+            f"{what} {custom!r}: the module cannot be imported ({' '.join(str(error).split())})"
         ) from error
     finally:
         sys.path.remove("")
     if function is None:
-        raise SurgeryError(f"custom {custom!r}: {module} has no {name!r}")
+        raise SurgeryError(f"{what} {custom!r}: {module} has no {name!r}")
     if not callable(function):
-        raise SurgeryError(f"custom {custom!r}: {name} is not a function")
+        raise SurgeryError(f"{what} {custom!r}: {name} is not a function")
     return function
