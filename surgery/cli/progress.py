@@ -67,14 +67,20 @@ class EpochLines(Callback):
     def on_step_end(self, epoch: int, step: int, loss: float) -> None:
         self._bar.update(self._task, advance=1, loss=loss)
 
+    def on_note(self, note: str) -> None:
+        if not self._quiet:
+            self._print(note)
+
     def on_epoch_end(self, record: Record) -> None:
         if not self._quiet:
             width = len(str(self._epochs))
-            line = f"epoch {record['epoch']:>{width}}/{self._epochs}  {describe(record)}"
-            if sys.stdout.isatty() and sys.stderr.isatty():
-                self._bar.print(line)  # above the bar
-            else:
-                say(line)
+            self._print(f"epoch {record['epoch']:>{width}}/{self._epochs}  {describe(record)}")
+
+    def _print(self, line: str) -> None:
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            self._bar.print(line)  # above the bar
+        else:
+            say(line)
 
     def on_train_end(self) -> None:
         self._bar.stop()

@@ -58,6 +58,9 @@ class Callback:
     def on_train_begin(self, plan: Plan) -> None:
         """Before the first step."""
 
+    def on_note(self, note: str) -> None:
+        """Where there is something to tell, in a line: what is cached, that a phase begins."""
+
     def on_step_end(self, epoch: int, step: int, loss: float) -> None:
         """After each step; both counted from 1 and `step` within its epoch."""
 

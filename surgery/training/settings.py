@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +22,7 @@ from surgery.data.dataset import Sampling
 from surgery.errors import SurgeryError
 from surgery.training.frozen import CacheSettings
 from surgery.training.losses import Loss, loss_of
+from surgery.training.metrics import check_metrics
 from surgery.training.optimizers import Link, MovingAverage, Optimizer, Sgd, chain
 from surgery.training.optimizers.kinds import OptimizerName, Regularization
 from surgery.training.phases import Phase
@@ -79,6 +81,14 @@ def _cache(value: Any) -> Any:
     return (CacheSettings() if value else None) if isinstance(value, bool) else value
 
 
+def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        check_metrics(names)
+    except SurgeryError as error:
+        raise ValueError(str(error)) from error
+    return names
+
+
 class TrainSettings(BaseModel):
     """How to train; its fields are the keys of a recipe's `train:` section.
 
@@ -112,6 +122,7 @@ class TrainSettings(BaseModel):
         augment: Random changes to the training examples: ``{resized_crop: true, horizontal_flip: true, mixup: 0.2}``.
         sampling: Which examples an epoch has: ``all``, each once; ``balanced``, as many, drawn so that all classes come
             equally often.
+        metrics: What to measure on the validation data beside the loss and its own metric: ``[f1, auc, top_5]``.
         keep: Which weights to keep: of the epoch with the lowest validation loss, or of the last.
         recompute: Activation checkpointing: compute activations again in the backward pass instead of keeping them;
             deep networks then train in a fraction of the memory, for one more forward pass of time.
@@ -157,6 +168,7 @@ class TrainSettings(BaseModel):
     ] = None
     augment: Augment | None = None
     sampling: Sampling = "all"
+    metrics: Annotated[tuple[str, ...], AfterValidator(_metrics)] = ()
     keep: Literal["best", "last"] = "best"
     recompute: bool = False
     phases: Annotated[list[Phase], Field(min_length=1)] | None = None
