@@ -13,7 +13,6 @@ import onnx_ir as ir
 from surgery import __version__, runtime
 from surgery.data import Dataset, Source, as_dataset
 from surgery.errors import SurgeryError
-from surgery.layers import find_output
 from surgery.marks import set_labels, set_preprocessing
 from surgery.training.batchnorm import reestimated
 from surgery.training.callbacks import Callback, EarlyStopping
@@ -24,7 +23,7 @@ from surgery.training.loop import Ending, Loop
 from surgery.training.measure import Scores, evaluate, predict
 from surgery.training.settings import TrainSettings, changed
 from surgery.training.stages import Stages, with_weights
-from surgery.training.targets import objective_of
+from surgery.training.targets import objective_of, soft
 from surgery.training.verdict import Verdict, verdict
 
 __all__ = ["Scores", "Trained", "evaluate", "predict", "train"]
