@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,19 +16,17 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from converters.caffe.caffe_pb2 import BlobProto, NetParameter
+from converters.files import Buffer, open_buffer
 from surgery.errors import SurgeryError
 from surgery.proto import prefix
 
 __all__ = ["Blob", "scan"]
-
-_Buffer = bytes | mmap.mmap
 
 # Field numbers of caffe.proto.
 _LAYER, _LAYERS = 100, 2  # NetParameter
 _BLOBS = {_LAYER: 7, _LAYERS: 6}  # LayerParameter, V1LayerParameter
 _V0_LAYER, _V0_BLOBS = 1, 50  # V1LayerParameter.layer, V0LayerParameter.blobs
 _MOST_LAYERS = 20_000  # the deepest nets have some thousands
-_MAPPED = 2**26  # bytes; smaller files are read, so that they may be overwritten while their model is in use
 _DATA, _DIFF, _DOUBLE_DATA, _DOUBLE_DIFF = 5, 6, 8, 9  # BlobProto
 
 
@@ -59,7 +56,7 @@ class _Damaged(Exception):
     """The bytes are not what they should be; the message says where."""
 
 
-def _varint(buffer: _Buffer, position: int, end: int) -> tuple[int, int]:
+def _varint(buffer: Buffer, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if position >= end:
@@ -74,7 +71,7 @@ def _varint(buffer: _Buffer, position: int, end: int) -> tuple[int, int]:
             raise _Damaged(f"a number at byte {position} has too many digits")
 
 
-def _fields(buffer: _Buffer, position: int, end: int) -> Iterator[_Field]:
+def _fields(buffer: Buffer, position: int, end: int) -> Iterator[_Field]:
     """The fields of the message in ``buffer[position:end]``."""
     while position < end:
         tag = position
@@ -94,7 +91,7 @@ def _fields(buffer: _Buffer, position: int, end: int) -> Iterator[_Field]:
         yield _Field(number, wire, tag, start, position)
 
 
-def _blob(buffer: _Buffer, field: _Field) -> Blob:
+def _blob(buffer: Buffer, field: _Field) -> Blob:
     rest = bytearray()
     found: list[np.ndarray] = []
     for part in _fields(buffer, field.start, field.end):
@@ -126,7 +123,7 @@ def _length_prefixed(number: int, content: bytes) -> bytes:
     return prefix(number, len(content)) + content
 
 
-def _layer(buffer: _Buffer, field: _Field, blobs_number: int, blobs: list[Blob]) -> bytes:
+def _layer(buffer: Buffer, field: _Field, blobs_number: int, blobs: list[Blob]) -> bytes:
     """The layer message without its blobs, which are added to `blobs`."""
     out = bytearray()
     for part in _fields(buffer, field.start, field.end):
@@ -149,20 +146,13 @@ def _check_text(message: Message) -> None:
                 raise _Damaged(f"a {field.name} is no text: {each[:20]!r}")
 
 
-def _open(path: Path) -> _Buffer:
-    if path.stat().st_size < _MAPPED:
-        return path.read_bytes()
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
 def scan(path: Path) -> tuple[NetParameter, list[list[Blob]]]:
     """Returns the net in the binary file `path` without its weights, and the weights of each of its layers.
 
     Raises:
         SurgeryError: The file is truncated, or not a caffemodel.
     """
-    buffer = _open(path)
+    buffer = open_buffer(path)
     out = bytearray()
     weights: dict[int, list[list[Blob]]] = {_LAYER: [], _LAYERS: []}
     try:
