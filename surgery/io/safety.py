@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -174,14 +173,11 @@ class _Places:
         return self._sources[location]
 
     def _check_links(self, where: Path, location: str) -> None:
-        """Refuses a hard link to what is less public than the model: nobody can tell whose file it is besides."""
-        file, model = where.stat(), self.path.stat()
-        readers = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
-        hidden = model.st_mode & readers & ~file.st_mode
-        if file.st_nlink > 1 and (hidden or file.st_uid != model.st_uid):
+        """Refuses a hard link to another user's file, by which that user's data would become part of the model."""
+        file = where.stat()
+        if file.st_nlink > 1 and file.st_uid != self.path.stat().st_uid:
             raise SurgeryError(
-                f"{self.path}: weight file {location} is a hard link to a file that is not as public as the model, or "
-                "another user's; put a copy in its place"
+                f"{self.path}: weight file {location} is a hard link to another user's file; put a copy in its place"
             )
 
     def _check_range(self, tensor: ir.ExternalTensor, source: Source) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.message import EncodeError
 
 from surgery.errors import SurgeryError
 from surgery.io.cleaning import weights_of
-from surgery.io.files import file_mode, replacing_together
+from surgery.io.files import replacing_together
 from surgery.io.tensors import ExternalTensor, Source
 from surgery.io.versions import IR_VERSION
 from surgery.proto import first_line, write_model, write_tensor
@@ -25,7 +25,6 @@ _GRAPH_ROOM = 2**24  # bytes; what a model file holds besides its weights
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 _ALIGNMENT = 64  # bytes, of weights new to an external file; a cache line
 _MOST = 2**16  # bytes; offsets in other files are at most taken to be aligned to this (Windows maps no finer)
-_READERS = 0o444
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, link: bool = False) -> None:
@@ -55,7 +54,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, link: bool = False) -
         with replacing_together([*(file.path for file in plan), path]) as temporaries:
             for file, temporary in zip(plan, temporaries, strict=False):
                 if link and file.source is not None:
-                    _link(file, temporary, file_mode(path))
+                    _link(file, temporary)
                 else:
                     _write(file, temporary)
             write_model(model, temporaries[-1])
@@ -159,16 +158,11 @@ def _write(file: _DataFile, temporary: Path) -> None:
     _refer(file, temporary, places)
 
 
-def _link(file: _DataFile, temporary: Path, mode: int) -> None:
+def _link(file: _DataFile, temporary: Path) -> None:
     """Makes `temporary` the file in which the weights are; they refer to what it is to become."""
     source = file.source
     assert source is not None
     if not source.clone(temporary):
-        if mode & ~source.path.stat().st_mode & _READERS:
-            raise SurgeryError(
-                f"{source.path}: fewer people may read it than the model that would be linked to it; change that with "
-                "chmod, or leave --link out to copy it"
-            )
         temporary.unlink()
         try:
             os.link(os.path.realpath(source.path), temporary)
