@@ -125,6 +125,11 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     resize: Resize = None
 
+    @property
+    def least(self) -> tuple[int, int] | None:
+        """The height and width that images have at least after `resize`; None where they just cover `size`."""
+        return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+
 
 def marks(parameter: ir.Value) -> Marks:
     """Reads the marks of `parameter` (an initializer); the defaults where there are none.

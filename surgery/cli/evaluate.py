@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +23,12 @@ def evaluate(
     output_name: Annotated[
         str | None, typer.Option("--output-name", help="Which output, where the model has several.")
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", "-m", help="What to measure beside: f1,auc,top_5,recall_per_class …")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", "-p", help="A CSV file for what is predicted of each example.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 64,
     device: DeviceOption = "auto",
     skip_bad: SkipBad = False,
@@ -30,19 +37,30 @@ def evaluate(
 ) -> None:
     """Measure a model on some data: their test part, or the one that --split says.
 
-    Example: `surgery evaluate trained/model.onnx digits.npz`
+    Example: `surgery evaluate trained/model.onnx digits.npz --metrics f1,auc`
     """
     from surgery.cli.data import say_skipped
+    from surgery.cli.predictions import write_predictions
     from surgery.cli.progress import DecodeProgress
     from surgery.data import open_part
-    from surgery.io import load
-    from surgery.training.trainer import evaluate as measure
+    from surgery.io import load, replacing
+    from surgery.training.measure import evaluate as measure
+    from surgery.training.measure import examine
+    from surgery.training.metrics import check_metrics
 
+    names = [name.strip() for name in metrics.split(",")] if metrics else []
+    check_metrics(names)
     loaded = load(model)
     with DecodeProgress(quiet or as_json) as progress:
         examples = open_part(data, loaded, split, skip_bad=skip_bad, progress=progress)
     say_skipped(examples.skipped, quiet)
-    scores = measure(loaded, examples, loss=loss, output=output_name, batch_size=batch_size, device=device)
+    how: Any = {"loss": loss, "output": output_name, "batch_size": batch_size, "device": device, "metrics": names}
+    if predictions is None:
+        scores = measure(loaded, examples, **how)
+    else:
+        with replacing(predictions) as temporary:  # begun first: what cannot be written is told at once
+            scores, found = examine(loaded, examples, **how)
+            write_predictions(temporary, found, examples)
     if as_json:
         print_json(
             {
@@ -52,10 +70,19 @@ def evaluate(
                 **scores.measures,
                 "examples": scores.examples,
                 "skipped": examples.skipped,
+                **({"predictions": str(predictions)} if predictions is not None else {}),
             }
         )
         return
-    value = f"{scores.value:.2%}" if scores.metric == "accuracy" else f"{scores.value:.4g}"
-    name = scores.metric.replace("_", " ")
     where = f"{scores.examples:,} examples of {data} ({examples.part})"
-    say(f"{model} on {where}: {name} {value}, loss {scores.loss:.4g}", quiet)
+    say(f"{model} on {where}: {_shown(scores.metric, scores.value)}, loss {scores.loss:.4g}", quiet)
+    for name, value in scores.measures.items():
+        if name not in ("loss", scores.metric):
+            say(f"  {_shown(name, value)}", quiet)
+    if predictions is not None:
+        say(f"predictions: {predictions}", quiet)
+
+
+def _shown(name: str, value: float) -> str:
+    """A measure in words."""
+    return f"{name.replace('_', ' ')} {f'{value:.2%}' if name.endswith('accuracy') else f'{value:.4g}'}"

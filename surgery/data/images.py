@@ -18,7 +18,7 @@ from surgery.errors import SurgeryError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Images", "as_pixels", "decode", "whole"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Images", "as_pixels", "decode", "file_of", "whole"]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -169,6 +169,13 @@ def whole(rows: Rows, index: int, least: tuple[int, int]) -> np.ndarray:
     if isinstance(rows, Selected):
         return whole(rows.rows, int(rows.indices[index]), least)
     return rows.whole(index, least) if isinstance(rows, Images) else np.asarray(rows[index])
+
+
+def file_of(rows: Rows, index: int) -> Path | None:
+    """Returns the file that an image is in, where it is in one."""
+    if isinstance(rows, Selected):
+        return file_of(rows.rows, int(rows.indices[index]))
+    return rows.files[index] if isinstance(rows, ImageFiles) else None
 
 
 def _why(error: Exception) -> str:

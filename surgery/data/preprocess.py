@@ -183,7 +183,13 @@ def _check_images(shape: tuple[int, ...], spec: InputSpec) -> None:
                 f"the input's preprocessing has a {name} of {len(numbers)} numbers for {channels} channels; mend it "
                 "with the pass set_preprocessing"
             )
-    height, width = spec.size or shape[:2]
+    least, size = spec.how.least, spec.size
+    if least is not None and size is not None and (size[0] > least[0] or size[1] > least[1]):
+        raise SurgeryError(
+            f"the input's preprocessing resizes images to {spec.how.resize}, which is less than the input takes, "
+            f"{size[0]} × {size[1]}; mend it with the pass set_preprocessing"
+        )
+    height, width = size or shape[:2]
     made = [channels, height, width] if spec.how.layout == "NCHW" else [height, width, channels]
     if not _fits(made, spec.shape[1:]):
         raise SurgeryError(

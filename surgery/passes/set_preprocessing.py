@@ -24,6 +24,7 @@ _PRESETS = {
     "tf": Preprocessing(scale=1 / 127.5, mean=(1.0,)),
     "unit": Preprocessing(scale=1 / 255),
 }
+_SHORTER_SIDE = {224: 256, 299: 342}  # to which torchvision's evaluation resizes, by the input's size
 _Numbers = Annotated[tuple[FiniteFloat, ...], Field(strict=False, min_length=1)]  # of a recipe, a list
 
 
@@ -43,6 +44,9 @@ class SetPreprocessing(Pass):
         scale: Factor on pixel values of 0 to 255, applied first.
         mean: Subtracted after scaling; one number, or one for each channel.
         std: Divided by, last; one number, or one for each channel.
+        resize: What images are resized to before the input's size is cut out of their middle: the shorter side in
+            pixels, or height and width whatever the proportions; by default just enough to cover the size, and with
+            ``torchvision`` 256 for 224 pixels and 342 for 299, as its networks are evaluated.
         input: The input; needed where several have four axes.
     """
 
@@ -55,6 +59,7 @@ class SetPreprocessing(Pass):
     scale: FiniteFloat | None = None
     mean: _Numbers | None = None
     std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
+    resize: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
     input: str | None = None
 
     def edit(self, model: ir.Model) -> Iterator[Change]:
@@ -66,6 +71,11 @@ class SetPreprocessing(Pass):
         channels = value.shape[1 if layout == "NCHW" else 3]
         base = _PRESETS[self.preset] if self.preset else Preprocessing(color="gray" if channels == 1 else "rgb")
         how = dataclasses.replace(base, **{"layout": layout, **given})
+        if self.preset == "torchvision" and self.resize is None:
+            height, width = how.size or (value.shape[2:] if layout == "NCHW" else value.shape[1:3])
+            how = dataclasses.replace(
+                how, resize=next((s for n, s in _SHORTER_SIDE.items() if height == width == n), None)
+            )
         _check(value, how, channels)
         before = preprocessing(model, str(value.name))
         if set_preprocessing(model, str(value.name), how):
@@ -84,6 +94,9 @@ def _check(value: ir.Value, how: Preprocessing, channels: object) -> None:
         if len(numbers) not in (1, made):
             raise SurgeryError(f"{name} has {len(numbers)} numbers, but {how.color} images have {made} channels")
     sizes = value.shape[2:] if how.layout == "NCHW" else value.shape[1:3]
+    cut = how.size or tuple(sizes)
+    if how.least is not None and any(isinstance(d, int) and d > s for d, s in zip(cut, how.least, strict=True)):
+        raise SurgeryError(f"resize {how.resize} leaves images smaller than the input, {cut[0]} × {cut[1]}")
     if how.size is not None and any(isinstance(d, int) and d != s for d, s in zip(sizes, how.size, strict=True)):
         raise SurgeryError(
             f"size {how.size[0]} × {how.size[1]} does not fit input {value.name!r} {value.shape}; set_input_size "

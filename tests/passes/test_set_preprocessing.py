@@ -90,3 +90,33 @@ def test_set_input_size_sees_the_layout_of_a_silent_model() -> None:
     model = model_with_input("N", 8, 6, 3)
     SetInputSize(size=[9, 7])(model)
     assert list(model.graph.inputs[0].shape or ())[1:] == [9, 7, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "resize"),
+    [
+        ((3, 224, 224), {"preset": "torchvision"}, 256),
+        ((299, 299, 3), {"preset": "torchvision"}, 342),
+        ((3, 224, 224), {"preset": "torchvision", "resize": 232}, 232),
+        ((3, 224, 192), {"preset": "torchvision"}, None),
+        ((3, "h", "w"), {"preset": "torchvision"}, None),
+        ((3, "h", "w"), {"preset": "torchvision", "size": [224, 224]}, 256),
+        ((3, 227, 227), {"preset": "caffe", "resize": [256, 256]}, (256, 256)),
+        ((3, 224, 224), {"preset": "tf"}, None),
+    ],
+)
+def test_what_images_are_resized_to_first(shape: tuple[int | str, ...], keys: dict[str, Any], resize: object) -> None:
+    model = model_with_input("N", *shape)
+    apply(model, [{"set_preprocessing": keys}])
+    how = preprocessing(model, "data")
+    assert how is not None
+    assert how.resize == resize
+
+
+def test_images_are_not_resized_below_the_input() -> None:
+    with pytest.raises(SurgeryError, match=r"resize \(7, 9\) leaves images smaller than the input, 8 × 8"):
+        apply(model_with_input("N", 3, 8, 8), [{"set_preprocessing": {"resize": [7, 9]}}])
+    with pytest.raises(SurgeryError, match="resizes images to 7, which is less than the input takes, 8 × 8"):
+        from_arrays(
+            np.zeros((1, 9, 9, 3), np.uint8), np.zeros(1), model_with_input("N", 3, 8, 8, how=Preprocessing(resize=7))
+        )
