@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from surgery.autodiff.api import gradient as gradient
     from surgery.errors import SurgeryError as SurgeryError
+    from surgery.estimator import FineTuneClassifier as FineTuneClassifier
+    from surgery.estimator import FineTuneRegressor as FineTuneRegressor
     from surgery.io import load as load
     from surgery.io import save as save
     from surgery.recipe import apply as apply
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # Where each public name lives; a name is imported when it is first used, so that `import surgery` is instant.
 _NAMES = {
     "Callback": "surgery.training.callbacks",
+    "FineTuneClassifier": "surgery.estimator",
+    "FineTuneRegressor": "surgery.estimator",
     "SurgeryError": "surgery.errors",
     "apply": "surgery.recipe",
     "evaluate": "surgery.training.trainer",
@@ -30,7 +34,19 @@ _NAMES = {
     "save": "surgery.io",
     "train": "surgery.training.trainer",
 }
-__all__ = ["Callback", "SurgeryError", "apply", "evaluate", "gradient", "load", "predict", "save", "train"]
+__all__ = [
+    "Callback",
+    "FineTuneClassifier",
+    "FineTuneRegressor",
+    "SurgeryError",
+    "apply",
+    "evaluate",
+    "gradient",
+    "load",
+    "predict",
+    "save",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from surgery import runtime
 from surgery.data import Arrays, Dataset, Source, as_part, from_arrays
+from surgery.layers import find_output
 from surgery.marks import labels
 from surgery.training.metrics import Predictions, check_metrics, compute, kind_of, predicted
 from surgery.training.runner import Evaluation
@@ -141,10 +142,18 @@ def _examine_model(
     return _examine(evaluation, fit(data, step), batch_size, metrics, names, keep)
 
 
-def predict(model: ir.Model, examples: Arrays, *, batch_size: int = 64, device: runtime.Device = "auto") -> np.ndarray:
-    """Returns the first output of `model` for each of `examples`, as `surgery.data.from_arrays` takes them."""
+def predict(
+    model: ir.Model,
+    examples: Arrays,
+    *,
+    output: str | None = None,
+    batch_size: int = 64,
+    device: runtime.Device = "auto",
+) -> np.ndarray:
+    """Returns an output of `model`, by default the first, for each of `examples`, as `from_arrays` takes them."""
+    end = model.graph.outputs[0] if output is None else find_output(model, output)
     data = from_arrays(examples, np.zeros(count(examples), np.int64), model)
     session = runtime.session(model, runtime.providers(device))
-    outputs, batch = [str(model.graph.outputs[0].name)], str(model.graph.inputs[0].name)
+    outputs, batch = [str(end.name)], str(model.graph.inputs[0].name)
     feeds = (x if isinstance(x, dict) else {batch: x} for x, _ in data.batches(batch_size))
     return np.concatenate([session.run(outputs, feed)[0] for feed in feeds])

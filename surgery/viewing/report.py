@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from surgery import runtime
 from surgery.data import Dataset
-from surgery.layers import find_output
-from surgery.marks import labels
+from surgery.training.measure import examine
+from surgery.training.metrics import Predictions
+from surgery.training.step import Objective
 from surgery.viewing.confusion import confusion_matrix, plot_confusion
 from surgery.viewing.wrong import most_wrong, pictures, plot_wrong
 
-__all__ = ["probabilities", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -23,67 +23,55 @@ def write_report(
     data: Dataset,
     folder: str | os.PathLike[str],
     *,
+    loss: Objective = "auto",
     output: str | None = None,
     batch_size: int = 64,
     device: runtime.Device = "auto",
 ) -> dict[str, Path]:
     """Draws ``confusion.png`` and, of images, ``wrong.png`` of `model` on `data`.
 
+    What an earlier report left of these is replaced, or removed where there is nothing to show.
+
     Args:
         model: A classifier.
         data: What to measure it on.
         folder: Where to.
-        output: The output with the classes, where the model has several.
+        loss: As `surgery.evaluate` takes it.
+        output: The output, where the model has several and `loss` names none; of several that are measured, each has
+            files of its own, with its name in front.
         batch_size: Examples at a time.
         device: Where to run.
 
     Returns:
-        The files written, by name; none where the targets are not class numbers, one for each example. Where nothing
-        is wrong, there is no ``wrong``.
+        The files written, by name; none of outputs that do not predict one of several classes.
 
     Raises:
         SurgeryError: matplotlib is missing or a file cannot be written.
     """
-    end, folder = find_output(model, output), Path(folder)
-    targets = data.targets[str(end.name)] if isinstance(data.targets, dict) else data.targets
-    if not np.issubdtype(targets.dtype, np.integer) or targets.ndim != 1:
-        return {}
-    scores = probabilities(model, data, output=output, batch_size=batch_size, device=device)
-    if scores.ndim != 2 or scores.shape[1] < 2:
-        return {}
-    names = labels(model, str(end.name)) or data.labels
-    right = int((scores.argmax(1) == targets).sum())
-    files = {"confusion": folder / "confusion.png"}
-    matrix = confusion_matrix(targets, scores.argmax(1), scores.shape[1])
-    plot_confusion(matrix, files["confusion"], names, f"{right:,} of {len(targets):,} right")
-    wrong = most_wrong(scores, targets)
-    images = pictures(data, wrong, model) if len(wrong) else None
-    if images is not None:
-        files["wrong"] = folder / "wrong.png"
-        plot_wrong(images, targets[wrong], scores[wrong], files["wrong"], names, "most wrong: true → predicted")
+    _, found = examine(model, data, loss=loss, output=output, batch_size=batch_size, device=device)
+    files: dict[str, Path] = {}
+    for name, predictions in found.items():
+        prefix = "" if len(found) == 1 else f"{name.replace('/', '_')}-"
+        paths = {f"{prefix}{key}": Path(folder) / f"{prefix}{key}.png" for key in ("confusion", "wrong")}
+        drawn = _draw(model, data, predictions, *paths.values())
+        files |= {key: path for key, path in paths.items() if path in drawn}
+        for path in paths.values():
+            if path not in drawn:
+                path.unlink(missing_ok=True)
     return files
 
 
-def probabilities(
-    model: ir.Model,
-    data: Dataset,
-    *,
-    output: str | None = None,
-    batch_size: int = 64,
-    device: runtime.Device = "auto",
-) -> np.ndarray:
-    """Returns what an output of `model` says of each example, as probabilities `[N, classes, …]`.
-
-    Logits go through a softmax over axis 1, and logarithms of probabilities through the exponential.
-    """
-    end = str(find_output(model, output).name)
-    session = runtime.session(model, runtime.providers(device))
-    name = str(model.graph.inputs[0].name)
-    feeds = (x if isinstance(x, dict) else {name: x} for x, _ in data.batches(batch_size))
-    found = np.concatenate([session.run([end], feed)[0] for feed in feeds]).astype(np.float32)
-    while found.ndim > 2 and found.shape[-1] == 1:
-        found = found[..., 0]
-    if found.min() >= 0 and np.allclose(found.sum(1), 1, atol=1e-3):
-        return found
-    found = np.exp(found - found.max(1, keepdims=True))
-    return found / found.sum(1, keepdims=True)
+def _draw(model: ir.Model, data: Dataset, found: Predictions, confusion: Path, wrong: Path) -> list[Path]:
+    if found.kind != "classes" or found.scores is None:
+        return []
+    right = int((found.y_pred == found.y_true).sum())
+    matrix = confusion_matrix(found.y_true, found.y_pred, found.scores.shape[1])
+    plot_confusion(matrix, confusion, found.names, f"{right:,} of {len(found.y_true):,} right")
+    worst = most_wrong(found.scores, found.y_true)
+    one_each = len(found.indices) == len(data)  # not so of maps, where each pixel counts
+    images = pictures(data, found.indices[worst], model) if len(worst) and one_each else None
+    if images is None:
+        return [confusion]
+    scores, true = found.scores[worst], found.y_true[worst]
+    plot_wrong(images, true, scores, wrong, found.names, "most wrong: true → predicted")
+    return [confusion, wrong]

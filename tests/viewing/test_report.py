@@ -14,11 +14,9 @@ import surgery
 from surgery.data import from_arrays
 from surgery.demo.digits import digits
 from surgery.marks import Preprocessing, set_labels, set_preprocessing
-from surgery.training.losses import strip_activation
 from surgery.viewing.confusion import confusion_matrix, plot_confusion
-from surgery.viewing.report import probabilities, write_report
+from surgery.viewing.report import write_report
 from surgery.viewing.wrong import most_wrong, pictures
-from tests.graphs import run
 from tests.nets import Residual, lenet, residual, torch_lenet
 
 
@@ -42,15 +40,6 @@ def test_pictures_of_many_classes_stay_of_a_size(tmp_path: Path, rng: np.random.
     plot_confusion(matrix, tmp_path / "c.png", [f"a class with a long name {i}" for i in range(classes)], "title")
     width, height = Image.open(tmp_path / "c.png").size
     assert 250 < height <= width < 1900
-
-
-def test_logits_become_probabilities(rng: np.random.Generator) -> None:
-    model = residual(Residual())
-    data = from_arrays(rng.standard_normal((5, 3, 8, 8)).astype(np.float32), np.arange(5) % 4, model)
-    expected = run(model, data.examples)[0]  # a Softmax is at its end
-    np.testing.assert_allclose(probabilities(model, data), expected, rtol=1e-6)
-    strip_activation(model.graph, model.graph.outputs[0])
-    np.testing.assert_allclose(probabilities(model, data, batch_size=2), expected, rtol=1e-5)
 
 
 def shown(model: ir.Model, images: np.ndarray, flat: bool = False) -> list[np.ndarray]:
@@ -107,8 +96,27 @@ def test_a_report_of_digits(tmp_path: Path) -> None:
     assert all(Image.open(path).size[0] > 300 for path in files.values())
 
 
+def test_an_earlier_report_does_not_stay(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = residual(Residual())
+    examples = rng.standard_normal((8, 3, 8, 8)).astype(np.float32)
+    right = from_arrays(examples, surgery.predict(model, examples).argmax(1), model)
+    assert "wrong" in write_report(model, from_arrays(examples, 3 - right.targets, model), tmp_path)  # type: ignore[operator]
+    assert list(write_report(model, right, tmp_path)) == ["confusion"]
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+
+
+def test_each_of_several_outputs_has_its_own(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = residual(Residual())
+    logits = model.graph.outputs[0].producer().inputs[0]  # type: ignore[union-attr]
+    model.graph.outputs.append(logits)  # type: ignore[arg-type]
+    examples, classes = rng.standard_normal((8, 3, 8, 8)).astype(np.float32), np.arange(8) % 4
+    data = from_arrays(examples, {"prob": classes, logits.name: np.ones((8, 4))}, model)  # type: ignore[union-attr, dict-item]
+    losses = {"prob": "cross_entropy", logits.name: "mean_squared_error"}  # type: ignore[union-attr]
+    assert list(write_report(model, data, tmp_path, loss=losses)) == ["prob-confusion", "prob-wrong"]
+
+
 def test_regression_has_no_report(tmp_path: Path, rng: np.random.Generator) -> None:
     model = residual(Residual())
     data = from_arrays(rng.standard_normal((5, 3, 8, 8)).astype(np.float32), np.ones((5, 4), np.float32), model)
-    assert write_report(model, data, tmp_path) == {}
+    assert write_report(model, data, tmp_path, loss="mean_squared_error") == {}
     assert not list(tmp_path.iterdir())
