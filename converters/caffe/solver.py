@@ -87,11 +87,13 @@ def read_solver(
     if solver.regularization_type == "L1" and solver.weight_decay:
         train["regularization"] = "l1"
     if solver.clip_gradients >= 0:
-        train["clip_norm"] = _decimal(solver.clip_gradients)
+        train["clip_norm"] = _decimal(solver.clip_gradients) / max(solver.iter_size, 1)  # Caffe clips the sum
     if solver.iter_size > 1:
         train["accumulate"] = solver.iter_size
     if solver.random_seed >= 0:
         train["seed"] = solver.random_seed
+    if "momentum" in optimizer and optimizer["name"] == "sgd" and train["schedule"]["name"] != "constant":
+        optimizer["rate_in_momentum"] = True
     return _in_epochs(train, examples, path) if examples else train
 
 
@@ -107,6 +109,8 @@ def _optimizer(solver: SolverParameter, path: Path) -> dict[str, Any]:
         result[ours] = _decimal(getattr(solver, theirs))
     if kind == "Nesterov":
         result["nesterov"] = True
+    if kind == "Adam":
+        result["epsilon_hat"] = True
     if kind in ("AdaGrad", "RMSProp") and solver.momentum:
         raise SurgeryError(f"{path}: momentum cannot be used with {kind}; take it out, as Caffe demands")
     if kind == "RMSProp" and not 0 <= solver.rms_decay < 1:

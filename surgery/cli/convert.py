@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
     from converters.compare import Verification
 
-# Caffe's words for what a solver may ask of training.
-_CAFFE = {
-    "accumulate": "iter_size",
-    "clip_norm": "clip_gradients",
-    "regularization": "regularization_type: L1",
-    "steps": "max_iter",
-}
-
 
 @app.command()
 def convert(
@@ -152,14 +144,10 @@ def _train(solver: Path, examples: int | None, batch_size: int | None) -> Mappin
     from converters.caffe.solver import read_solver
     from surgery.errors import SurgeryError
     from surgery.recipe import Recipe
-    from surgery.training.settings import TrainSettings
 
     train = read_solver(solver, examples=examples, batch_size=batch_size)
     if examples is None and ("steps" in train or train["schedule"]["name"] != "constant"):
         raise SurgeryError(f"{solver}: counts iterations, and a recipe epochs: say --examples, how many one has")
-    unknown = [f"{key} ({_CAFFE.get(key, key)})" for key in train if key not in TrainSettings.model_fields]
-    if unknown:
-        raise SurgeryError(f"{solver}: asks for {', '.join(unknown)}, which training does not have; take it out")
     try:
         Recipe.model_validate({"train": train})
     except SurgeryError as error:

@@ -55,6 +55,8 @@ class Sgd(_Optimizer):
         momentum: How much of the last step goes into the next.
         nesterov: Look ahead (Sutskever et al. 2013).
         dampening: How much of the gradient does not go into the momentum (PyTorch's).
+        rate_in_momentum: Apply the learning rate to gradients before they go into the momentum, as Caffe and Keras do,
+            not behind it, as PyTorch does; the same where the rate is.
     """
 
     default_rate = 0.01
@@ -62,6 +64,7 @@ class Sgd(_Optimizer):
     momentum: Share = 0.9
     nesterov: bool = False
     dampening: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rate_in_momentum: bool = False
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Sgd:
@@ -72,7 +75,9 @@ class Sgd(_Optimizer):
         return self
 
     def links(self) -> list[Link]:
-        return [links.trace(self.momentum, self.nesterov, self.dampening)] if self.momentum else []
+        if not self.momentum:
+            return []
+        return [links.trace(self.momentum, self.nesterov, self.dampening, self.rate_in_momentum)]
 
     @property
     def has_momentum(self) -> bool:
@@ -87,6 +92,7 @@ class Adam(_Optimizer):
         beta2: Of the moving average of their squares.
         epsilon: Added to the square root.
         amsgrad: Divide by the largest average so far (Reddi et al. 2018).
+        epsilon_hat: Add epsilon to the square root before the bias is corrected, as Caffe and Keras do.
     """
 
     default_rate = 0.001
@@ -95,9 +101,10 @@ class Adam(_Optimizer):
     beta2: Share = 0.999
     epsilon: PositiveFloat = 1e-8
     amsgrad: bool = False
+    epsilon_hat: bool = False
 
     def links(self) -> list[Link]:
-        return [links.adam_scaling(self.beta1, self.beta2, self.epsilon, self.amsgrad)]
+        return [links.adam_scaling(self.beta1, self.beta2, self.epsilon, self.amsgrad, self.epsilon_hat)]
 
     @property
     def has_momentum(self) -> bool:
@@ -112,6 +119,7 @@ class AdamW(Adam):
         beta2: Of the moving average of their squares.
         epsilon: Added to the square root.
         amsgrad: Divide by the largest average so far (Reddi et al. 2018).
+        epsilon_hat: Add epsilon to the square root before the bias is corrected, as Caffe and Keras do.
     """
 
     default_decay = 0.01

@@ -85,14 +85,17 @@ def decoupled_decay(rate: float) -> Link:
     return link
 
 
-def trace(momentum: float, nesterov: bool = False, dampening: float = 0.0) -> Link:
+def trace(momentum: float, nesterov: bool = False, dampening: float = 0.0, rate_in_momentum: bool = False) -> Link:
     """v ← momentum·v + (1 − dampening)·g; returns v, or g + momentum·v with `nesterov` (Sutskever et al. 2013).
 
-    PyTorch's form: the learning rate is applied behind it, and the first gradient is not dampened.
+    PyTorch's form: the learning rate is applied behind it, and the first gradient is not dampened. With
+    `rate_in_momentum`, Caffe's and Keras': v has the learning rates of its gradients.
     """
 
     def link(u: Updating, gradient: ir.Value) -> ir.Value:
         op, keep = u.op, u.scalar(momentum if u.all.momentum is None else u.all.momentum)
+        if rate_in_momentum:
+            gradient, u.rate_applied = op.Mul(gradient, u.scalar(u.rate())), True
         added = gradient
         if dampening:
             share = u.clock.once("dampening", lambda: _after_first(u.clock, 1 - dampening))
@@ -122,9 +125,14 @@ def _moments(u: Updating, gradient: ir.Value, beta1: float, beta2: float) -> tup
     return first, u.decaying_sum("v", beta2, op.Mul(gradient, gradient))
 
 
-def _root(u: Updating, second: ir.Value, beta2: float, epsilon: float) -> ir.Value:
-    """√v̂ + ε over s, where s² = (1 − β₂) / (1 − β₂ᵗ) is what makes the moving sum `second` v̂."""
+def _root(u: Updating, second: ir.Value, beta2: float, epsilon: float, hat: bool = False) -> ir.Value:
+    """√v̂ + ε over s, where s² = (1 − β₂) / (1 − β₂ᵗ) is what makes the moving sum `second` v̂.
+
+    With `hat` the ε belongs to √v and not to √v̂ (Kingma and Ba 2015, end of section 2).
+    """
     op, clock = u.op, u.clock
+    if hat:
+        return op.Add(op.Sqrt(second), u.scalar(epsilon / float(np.sqrt(1 - beta2))))
     small = clock.once(
         "epsilon", lambda: clock.all.float(op.Div(op.constant(np.array(epsilon)), _spread(clock, beta2)))
     )
@@ -137,7 +145,7 @@ def _spread(clock: Clock, beta2: float) -> ir.Value:
     return clock.once("spread", lambda: op.Sqrt(op.Div(op.constant(np.array(1 - beta2)), clock.bias(beta2))))
 
 
-def adam_scaling(beta1: float, beta2: float, epsilon: float, amsgrad: bool = False) -> Link:
+def adam_scaling(beta1: float, beta2: float, epsilon: float, amsgrad: bool = False, epsilon_hat: bool = False) -> Link:
     """m̂ / (√v̂ + ε) with bias-corrected moments (Kingma and Ba 2015, algorithm 1).
 
     With `amsgrad` the largest v so far (Reddi et al. 2018, section 4; its bias is corrected, as in PyTorch).
@@ -155,7 +163,7 @@ def adam_scaling(beta1: float, beta2: float, epsilon: float, amsgrad: bool = Fal
             return u.all.float(op.Div(op.constant(np.array(1.0)), product))
 
         u.scale(clock.once("adam", correction))
-        return op.Div(first, _root(u, second, beta2, epsilon))
+        return op.Div(first, _root(u, second, beta2, epsilon, epsilon_hat))
 
     return link
 

@@ -132,6 +132,7 @@ class Updating:
         marks: Its marks.
         clock: Counts its updates.
         shrink: Times the learning rate, the share of itself that the update takes away from the parameter.
+        rate_applied: Whether what is behind the last link has the learning rate already.
     """
 
     def __init__(self, updates: Updates, parameter: ir.Value, counter: str = "step") -> None:
@@ -141,6 +142,7 @@ class Updating:
         self.parameter = parameter
         self.marks: Marks = marks(parameter)
         self.shrink = 0.0
+        self.rate_applied = False
         self._factor: tuple[float, ir.Value | None] = 1.0, None
 
     def state(self, slot: str, start: float = 0.0) -> ir.Value:
@@ -180,21 +182,20 @@ class Updating:
 
     def rate(self) -> ir.Value:
         """The learning rate with the parameter's multiplier."""
-        base, multiplier = self.all.learning_rate, self.marks.learning_rate
-        if multiplier == 1:
-            return base
-        return self.all.once(("rate", multiplier), lambda: self.op.Mul(base, multiplier))
+        return self._times(self.all.learning_rate, self.marks.learning_rate)
+
+    def _times(self, scalar: ir.Value, factor: float | ir.Value) -> ir.Value:
+        return scalar if factor == 1 else self.all.once((scalar, factor), lambda: self.op.Mul(scalar, factor))
+
+    def _scaled_rate(self) -> ir.Value:
+        """`rate` times all that went into `scale`."""
+        number, value = self._factor
+        rate = self.rate() if value is None else self._times(self.rate(), value)
+        return self._times(rate, number)
 
     def update(self, direction: ir.Value) -> ir.Value:
         """Emits the parameter's new value, `direction` being what is behind the last link."""
         op, rate = self.op, self.rate()
-        number, factor = self._factor
-        scaled = rate
-        if factor is not None:
-            scaled = self.all.once((rate, factor), lambda: op.Mul(rate, factor))
-        if number != 1:
-            of = scaled
-            scaled = self.all.once((of, number), lambda: op.Mul(of, number))
         base = self.parameter
         if self.shrink:
             shrink = self.shrink
@@ -202,7 +203,7 @@ class Updating:
                 (rate, "left", shrink), lambda: op.Sub(op.constant(np.float32(1)), op.Mul(rate, shrink))
             )
             base = op.Mul(base, self.scalar(rest))
-        new = op.Sub(base, op.Mul(direction, self.scalar(scaled)))
+        new = op.Sub(base, direction if self.rate_applied else op.Mul(direction, self.scalar(self._scaled_rate())))
         return project(op, new, self.marks.constraint) if self.marks.constraint else new
 
 
