@@ -80,5 +80,6 @@ def _main(
     """
 
 
-for _verb in ("convert", "inspect", "apply", "train", "evaluate", "artifacts", "view", "schema", "demo"):
+_VERBS = ("convert", "inspect", "apply", "diff", "verify", "train", "evaluate", "artifacts", "view", "schema", "demo")
+for _verb in _VERBS:
     importlib.import_module(f"surgery.cli.{_verb}")  # in this order in the help
