@@ -101,7 +101,7 @@ def max_pool(c: BaseContext, x: ir.Value, windows: list[Window]) -> ir.Value:
     if isinstance(end, ir.Value) and all(w.ceil and not w.pad and w.stride <= w.span for w in windows):
         # Here every reading of ceil_mode gives the same.
         y = _pool(c, "MaxPool", x, windows, [0] * 4, ceil_mode=1)
-    elif isinstance(end, ir.Value) or any(e >= w.span for e, w in zip(end, windows, strict=True)):
+    elif isinstance(end, ir.Value) or any(e >= w.kernel for e, w in zip(end, windows, strict=True)):
         tail = end if isinstance(end, ir.Value) else op.constant(end)
         pads = op.Concat(op.constant([0, 0, *begin, 0, 0]), tail, axis=0)
         y = _pool(c, "MaxPool", op.Pad(x, pads, LOWEST), windows, [0] * 4)
@@ -117,7 +117,7 @@ def average_pool(c: BaseContext, x: ir.Value, windows: list[Window], include_pad
     if _fits(windows):
         return c.shaped(_pool(c, "AveragePool", x, windows, begin * 2, count_include_pad=int(include_pad)), dims)
     end = end_padding(c, x, windows)
-    if isinstance(end, ir.Value) or any(e >= w.span for e, w in zip(end, windows, strict=True)):
+    if isinstance(end, ir.Value) or any(e >= w.kernel for e, w in zip(end, windows, strict=True)):
         return c.shaped(_average_by_sums(c, x, windows, end, include_pad), dims)
     beyond = [e - p for e, p in zip(end, begin, strict=True)]
     if not include_pad or max(beyond) <= 0:
@@ -150,7 +150,7 @@ def _average_by_sums(
 
 def _fits(windows: list[Window]) -> bool:
     """Whether the windows are those of ONNX itself, with the same padding on both sides."""
-    return not any(w.ceil for w in windows) and all(w.pad < w.span for w in windows)
+    return not any(w.ceil for w in windows) and all(w.pad < w.kernel for w in windows)
 
 
 def window_attributes(windows: list[Window], pads: list[int]) -> dict[str, list[int]]:

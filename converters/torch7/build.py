@@ -175,7 +175,8 @@ class Builder:
 
     def parameter(self, c: Context, tensor: Tensor, role: str, shape: tuple[int, ...]) -> ir.Value:
         """See `Context.parameter`."""
-        key = (*tensor.key, shape)
+        statistic = role if role in ("mean", "var") else ""  # which training changes in another way
+        key = (*tensor.key, shape, statistic)
         if key not in self._shared:
             data = tensor.numpy()
             self._shared[key] = self.add_parameter(

@@ -6,12 +6,14 @@ what it is, and then that. Tables and objects are numbered, and are only a numbe
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from converters.files import Buffer, open_buffer
+from converters.files import open_buffer
 from converters.torch7.encoding import KINDS, AsciiSource, BinarySource, DamagedError, Source, is_ascii
 from converters.torch7.objects import Function, Storage, Table, Tensor, TorchObject
 from surgery.errors import SurgeryError
@@ -61,20 +63,17 @@ def read(path: Path) -> Any:
     for start, what in _FOREIGN.items():
         if buffer[: len(start)] == start:
             raise SurgeryError(f"{path}: is {what}")
-    errors = []
-    for source in _sources(buffer):
-        try:
-            return _Reader(source).read()
-        except DamagedError as error:
-            errors.append(error)
-    worst = max(errors, key=lambda error: error.position)  # of two ways to read it, the one that got further
-    raise SurgeryError(f"{path}: is truncated, damaged, or not a Torch7 file ({worst}); copy it again") from worst
-
-
-def _sources(buffer: Buffer) -> list[Source]:
-    if is_ascii(buffer[:1]):
-        return [AsciiSource(buffer)]
-    return [BinarySource(buffer, 8), BinarySource(buffer, 4)]
+    try:
+        return _Reader(AsciiSource(buffer) if is_ascii(buffer[:1]) else BinarySource(buffer, 8)).read()
+    except DamagedError as error:
+        damage = error
+    if not is_ascii(buffer[:1]):
+        with contextlib.suppress(DamagedError):
+            short = BinarySource(buffer, 4)
+            value = _Reader(short).read()
+            if not short.left:  # what is left over shows that it was read amiss
+                return value
+    raise SurgeryError(f"{path}: is truncated, damaged, or not a Torch7 file ({damage}); copy it again") from damage
 
 
 class _Reader:
@@ -110,7 +109,7 @@ class _Reader:
             return None
         if kind == _NUMBER:
             number = source.read_double()
-            return int(number) if number.is_integer() else number
+            return int(number) if abs(number) < 2**53 and number.is_integer() else number
         if kind == _STRING:
             return source.text()
         if kind == _BOOLEAN:
@@ -178,7 +177,7 @@ class _Reader:
         shape, strides = source.longs(dimensions), source.longs(dimensions)
         offset = source.read_long() - 1
         storage = yield
-        if storage is None or not shape:
+        if not math.prod(shape) or not shape:
             return tensor
         if not isinstance(storage, Storage) or storage.kind != tensor.kind:
             raise source.error("a tensor has no storage of its type")

@@ -51,7 +51,7 @@ def threshold(c: Context) -> ir.Value:
     least, other = c.number("threshold", 1e-6), c.number("val", 0.0)
     if least == other == 0:
         return c.op.Relu(c.x)
-    return c.op.Where(c.op.Greater(c.x, least), c.x, other)
+    return c.op.Where(c.op.Greater(c.x, least), c.x, np.array(other, np.float32))
 
 
 @module("ReLU6")
