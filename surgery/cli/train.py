@@ -39,6 +39,15 @@ def train(
     validation: Annotated[float | None, typer.Option(help="The share of the examples to split off to watch.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the order and dropout.")] = None,
     overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder, if there is one.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew where the output folder has an unfinished training.")
+    ] = False,
+    checkpoints: Annotated[bool, typer.Option(help="Leave a checkpoint in the output folder after each epoch.")] = True,
+    checkpoint_steps: Annotated[int | None, typer.Option(help="And one after so many steps.")] = None,
+    checkpoint_minutes: Annotated[float | None, typer.Option(help="And one after so many minutes.")] = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBad = False,
     quiet: Quiet = False,
@@ -55,6 +64,7 @@ def train(
     from surgery.io import load, save
     from surgery.recipe import Recipe, apply_recipe, load_recipe
     from surgery.training.callbacks import JsonLines
+    from surgery.training.checkpoint import Checkpoints
     from surgery.training.settings import changed
     from surgery.training.trainer import train as run
     from surgery.viewing.curves import plot
@@ -62,6 +72,8 @@ def train(
     silent = quiet or as_json
     if recipe is None and (apply or overrides):
         raise SurgeryError("--apply and --set need a --recipe")
+    if not checkpoints and (resume or checkpoint_steps or checkpoint_minutes):
+        raise SurgeryError("--no-checkpoints leaves nothing to go on from; leave it out, or what needs checkpoints")
     plan = load_recipe(recipe, overrides or []) if recipe is not None else Recipe(passes=[])
     flags = {
         "epochs": epochs,
@@ -77,6 +89,9 @@ def train(
     if apply:
         apply_recipe(plan, loaded)
     folder = output or model.with_name(f"{model.stem}-trained")
+    store = Checkpoints(
+        folder / "checkpoints", steps=checkpoint_steps, minutes=checkpoint_minutes, restart=restart and not resume
+    )
     with DecodeProgress(silent) as progress:
         examples, held = open_data(data, loaded, skip_bad=skip_bad, progress=progress)
     skipped = examples.skipped + (held.skipped if held is not None else ())
@@ -90,6 +105,8 @@ def train(
         validation=held if validation is None else None,
         device=device,
         callbacks=[EpochLines(silent), JsonLines(folder / "history.jsonl")],
+        checkpoints=store if checkpoints else None,
+        resume=resume,
     )
     kept = result.kept_epoch > 0
     curves = kept and not _missing("matplotlib")
@@ -121,7 +138,8 @@ def train(
         say(result.message, silent)
     elif result.ending != "finished":
         nothing = "" if kept else f"; nothing was saved, {folder} is as it was"
-        typer.echo(f"surgery: {result.message}{nothing}", err=True)
+        on = "; --resume goes on" if result.ending == "interrupted" and checkpoints and store.files() else ""
+        typer.echo(f"surgery: {result.message}{nothing}{on}", err=True)
         raise typer.Exit(1 if result.ending == "diverged" else 130)  # 130: as shells tell of Ctrl-C
 
 

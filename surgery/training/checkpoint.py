@@ -207,35 +207,43 @@ class Checkpoints:
         for path in self._old:  # of a training that is over
             path.unlink(missing_ok=True)
         self._old = []
+        write_state(self.folder / f"step-{state.runs:08}.safetensors", state, self._identity)
+        self._saved = time.monotonic()
         if state.best_epoch != self._best_epoch and state.best:
             record = state.history[state.best_epoch - 1]
             write_tensors(self.folder / "best.safetensors", state.best, {"record": json.dumps(record)})
             self._best_epoch = state.best_epoch
-        write_state(self.folder / f"step-{state.runs:08}.safetensors", state, self._identity)
-        self._saved = time.monotonic()
         for path in self.files()[: -self.keep]:
             path.unlink(missing_ok=True)
 
     def end(self, ending: str) -> None:
-        """Notes in the last checkpoint how the training ended."""
+        """Notes in the last checkpoint of a training how it ended."""
         files = self.files()
-        if not files or self._old:
-            return
-        state, identity = read_state(files[-1])
-        state.ending = ending
-        with contextlib.suppress(SurgeryError):  # the training is over, and its result matters more than this note
-            write_state(files[-1], state, identity)
+        if not files:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+        elif not self._old:
+            state, identity = read_state(files[-1])
+            state.ending = ending
+            with contextlib.suppress(SurgeryError):  # the training is over, and its result matters more than this note
+                write_state(files[-1], state, identity)
 
 
 def _differences(before: Identity, now: Identity) -> list[str]:
     """What is not the same in two trainings, in words."""
     found = []
     settings = before.get("settings", {}), now["settings"]
-    for key in sorted({*settings[0], *settings[1]}):
-        was, this = (part.get(key) for part in settings)
-        if was != this:
+    for key in sorted(settings[0].keys() & settings[1].keys()):  # another version may have others
+        was, this = (part[key] for part in settings)
+        if not _same(was, this):
             found.append(f"{key} was {json.dumps(was)} and is {json.dumps(this)}")
     for key in now:
         if key not in ("settings", "versions") and before.get(key) != now[key]:
             found.append(f"{key} differ")
     return found
+
+
+def _same(was: Any, this: Any) -> bool:
+    if isinstance(was, dict) and isinstance(this, dict):
+        return all(_same(was[key], this[key]) for key in was.keys() & this.keys())
+    return bool(was == this)
