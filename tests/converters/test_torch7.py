@@ -28,6 +28,7 @@ ENCODINGS: list[dict[str, Any]] = [
     {"ascii": False, "long_size": 4},
     {"ascii": False, "cuda": True},
 ]
+LENET = Path(__file__).resolve().parents[2] / "models" / "lenet_mnist" / "formats" / "lenet.t7"
 rng = np.random.default_rng(3)
 W1, B1 = (rng.standard_normal(s).astype(np.float32) for s in ((4, 1, 3, 3), (4,)))
 W2, B2 = (rng.standard_normal(s).astype(np.float32) for s in ((3, 4 * 3 * 3), (3,)))
@@ -323,3 +324,15 @@ def test_a_converted_network_trains(tmp_path: Path) -> None:
     assert np.abs(after - before).max() > 1e-5
     assert np.isfinite(after).all()
     assert any(node.op_type == "Dropout" for node in trained.model.graph)
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["known size", "any size"])
+def test_lenet_computes_as_its_caffe_network(lenet_files: tuple[Path, Path], free: bool) -> None:
+    """The trained LeNet as Torch's loadcaffe would have saved it; its layers have the Caffe layers' names."""
+    model = convert(LENET, shape=None if free else "1x28x28")
+    x = np.random.default_rng(0).random((4, 1, 28, 28), np.float32)
+    (found,) = run(model, x).values()
+    (expected,) = run(convert(lenet_files[0]), x).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    names = [layer.name for layer in layers(model)]
+    assert names == ["conv1", "pool1", "conv2", "pool2", "flatten", "ip1", "relu1", "drop1", "ip2", "prob"]
