@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgery.io import save as save
     from surgery.recipe import apply as apply
     from surgery.training.callbacks import Callback as Callback
+    from surgery.training.find_lr import find_learning_rate as find_learning_rate
     from surgery.training.trainer import evaluate as evaluate
     from surgery.training.trainer import predict as predict
     from surgery.training.trainer import train as train
@@ -28,6 +29,7 @@ _NAMES = {
     "SurgeryError": "surgery.errors",
     "apply": "surgery.recipe",
     "evaluate": "surgery.training.trainer",
+    "find_learning_rate": "surgery.training.find_lr",
     "gradient": "surgery.autodiff.api",
     "load": "surgery.io",
     "predict": "surgery.training.trainer",
@@ -41,6 +43,7 @@ __all__ = [
     "SurgeryError",
     "apply",
     "evaluate",
+    "find_learning_rate",
     "gradient",
     "load",
     "predict",

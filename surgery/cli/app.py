@@ -80,6 +80,20 @@ def _main(
     """
 
 
-_VERBS = ("convert", "inspect", "apply", "diff", "verify", "train", "evaluate", "artifacts", "view", "schema", "demo")
+_VERBS = (
+    "convert",
+    "inspect",
+    "apply",
+    "diff",
+    "verify",
+    "find_lr",
+    "train",
+    "evaluate",
+    "artifacts",
+    "view",
+    "schema",
+    "zoo",
+    "demo",
+)
 for _verb in _VERBS:
     importlib.import_module(f"surgery.cli.{_verb}")  # in this order in the help

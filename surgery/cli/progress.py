@@ -87,11 +87,16 @@ class EpochLines(Callback):
 
 
 class DecodeProgress:
-    """A bar while images are read: ``with DecodeProgress(quiet) as progress: open_data(…, progress=progress)``."""
+    """A bar while images are read: ``with DecodeProgress(quiet) as progress: open_data(…, progress=progress)``.
 
-    def __init__(self, quiet: bool) -> None:
+    Args:
+        quiet: Show nothing.
+        what: What is done, where that is something else.
+    """
+
+    def __init__(self, quiet: bool, what: str = "reading images") -> None:
         self._quiet = quiet
-        self._bar = _bar("reading images")
+        self._bar = _bar(what)
 
     def __enter__(self) -> Callable[[int, int], None]:
         task = self._bar.add_task("reading", total=None)
