@@ -25,6 +25,7 @@ from surgery.training.callbacks import Callback, JsonLines
 from surgery.training.checkpoint import Checkpoints, read_state, write_state
 from surgery.training.history import Record, read_history
 from surgery.training.tensors_file import read_tensors, write_tensors
+from surgery.training.trainer import Trained
 from tests.conftest import ROOT
 from tests.nets import Residual, batches, residual
 
@@ -81,8 +82,8 @@ def held() -> tuple[np.ndarray, np.ndarray]:
     return examples, targets
 
 
-def train(**how: Any) -> surgery.training.trainer.Trained:  # type: ignore[name-defined]
-    settings = {"epochs": 4, "batch_size": 8, "seed": 3, "validation": held()} | how
+def train(**how: Any) -> Trained:
+    settings: dict[str, Any] = {"epochs": 4, "batch_size": 8, "seed": 3, "validation": held()} | how
     return surgery.train(network(), data(), **settings)
 
 
@@ -226,7 +227,7 @@ def test_another_training_is_not_gone_on_with(
 
 def train_on(**other: Any) -> Callable[[Path], Any]:
     model, examples = other.pop("model", None) or network(), other.pop("examples", None) or data()
-    how = {"epochs": 4, "batch_size": 8, "seed": 3, "validation": held()} | other
+    how: dict[str, Any] = {"epochs": 4, "batch_size": 8, "seed": 3, "validation": held()} | other
     return lambda folder: surgery.train(model, examples, checkpoints=folder, resume=True, **how)
 
 
