@@ -105,8 +105,10 @@ def _start(ways: Sequence[str], net: str, case: str, model: Path, *options: str)
 
 def _differences(workers: Sequence[Worker]) -> dict[str, str]:
     """Whose first losses are not PyTorch's, though they say that they do the same work."""
+    found: dict[str, str] = {}
+    if not workers or workers[0].way != BASIS:
+        return found
     basis = workers[0].ready["losses"]
-    found = {}
     for worker in workers[1:]:
         losses = worker.ready["losses"]
         pairs = zip(basis, losses, TOLERANCE, strict=True)
@@ -155,18 +157,17 @@ def measure(net: str, case: str, ways: Sequence[str], repetitions: int, folder: 
 
 
 def _measure(net: str, case: str, ways: Sequence[str], repetitions: int, folder: Path) -> list[Row]:
-    model = folder / f"{net}.onnx"
-    workers, failures = _start(ways, net, case, model)
-    if BASIS in failures:
-        raise RuntimeError(f"PyTorch does not run: {failures[BASIS]}")
     differences = {}
     plain = folder / f"{net}-plain.onnx"
-    if plain.exists():  # masks differ: compared are the losses of a twin without dropout
-        twins, _ = _start([w.way for w in workers], net, case, plain, "--no-dropout")
+    if plain.exists():  # masks differ: compared are the losses of a twin without dropout, gone before the others start
+        twins, _ = _start(ways, net, case, plain, "--no-dropout")
         differences = _differences(twins)
         for twin in twins:
             twin.close()
-    else:
+    workers, failures = _start(ways, net, case, folder / f"{net}.onnx")
+    if BASIS in failures:
+        raise RuntimeError(f"PyTorch does not run: {failures[BASIS]}")
+    if not plain.exists():
         differences = _differences(workers)
     counts = {w.way: max(1, round(TURN / w.seconds(1))) for w in workers}
     turns: list[dict[str, float]] = []

@@ -35,7 +35,9 @@ def main() -> None:
             prepare(net, Path(folder))
             for case in options.cases:
                 print(f"{NETS[net].title}, {CASES[case]} …", file=sys.stderr)
-                rows += measure(net, case, ways, options.repetitions, Path(folder))
+                found = measure(net, case, ways, options.repetitions, Path(folder))
+                print(table(found), file=sys.stderr)  # a run takes long: what is known is there when it is cut off
+                rows += found
     print(machine(rows), end="\n\n")
     print(table(rows))
     print(headline(rows))
