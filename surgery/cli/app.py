@@ -89,6 +89,7 @@ _VERBS = (
     "find_lr",
     "train",
     "evaluate",
+    "landscape",
     "artifacts",
     "view",
     "schema",
