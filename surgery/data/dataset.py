@@ -40,6 +40,7 @@ class Dataset:
         targets: `[N]` class numbers, or `[N, …]` floats; for several outputs, an array for each by its name.
         prepare: Turns some examples into the network's input.
         labels: The class names, in the order of the class numbers, where the source has them.
+        output_labels: Those of each output, where they are told apart.
         part: Which part of its source it is: ``train``, ``val`` or ``test``; ``all`` of one that is not divided.
         skipped: The files that were left out because they do not decode.
         assumed: The preprocessing of raw images that the model says nothing of, by input.
@@ -57,6 +58,7 @@ class Dataset:
     assumed: Mapping[str, Preprocessing] = dataclasses.field(default_factory=dict)
     augment: Augment | None = None
     sampling: Sampling = "all"
+    output_labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = lengths(self.examples), lengths(self.targets)
@@ -66,6 +68,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return next(iter(lengths(self.examples)))
+
+    def labels_of(self, output: str) -> tuple[str, ...] | None:
+        """Returns the class names of an output, where the source has them."""
+        return self.output_labels.get(output, self.labels)
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Returns the examples at `indices`."""
@@ -116,7 +122,8 @@ class Dataset:
     @property
     def deterministic(self) -> bool:
         """Whether an example is the same in every epoch, so that what a network makes of it can be kept."""
-        return self.augment is None
+        named = self.examples.values() if isinstance(self.examples, dict) else [self.examples]
+        return self.augment is None and not any(getattr(rows, "random", False) for rows in named)
 
     def augmented(self, augment: Augment | None, sampling: Sampling = "all") -> Dataset:
         """Returns the same examples, changed and drawn as `augment` and `sampling` say.
@@ -172,7 +179,8 @@ class Dataset:
 
     def fingerprint(self) -> str | None:
         """Returns a digest of the examples and of how they are prepared, targets left out: equal ones give a network
-        the same inputs. None where `prepare` is not one of this package's and does not say what it does.
+        the same inputs. None where nobody can tell: `prepare` does not say what it does, or the examples are read from
+        a source that does not say when it changes.
 
         Images in files are known by path, size and time of change.
         """
@@ -180,7 +188,10 @@ class Dataset:
             return None
         named = self.examples if isinstance(self.examples, dict) else {"": self.examples}
         parts = [repr(self.prepare) if self.prepare is not _as_floats else "floats"]
-        parts += [f"{name}: {digest(rows)}" for name, rows in named.items()]
+        digests = {name: digest(rows) for name, rows in named.items()}
+        if None in digests.values():
+            return None
+        parts += [f"{name}: {found}" for name, found in digests.items()]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def order(self, size: int, *, seed: int | None = None, epoch: int = 0) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from surgery.data.preprocess import input_spec, require_pillow
 from surgery.errors import SurgeryError, nearest
 from surgery.marks import labels
 
-__all__ = ["MEMORY", "class_names", "folder_parts", "from_folder"]
+__all__ = ["MEMORY", "class_names", "decoded", "folder_parts", "from_folder"]
 
 MEMORY = 2 * 2**30  # how many bytes of decoded images are kept
 
@@ -95,24 +95,41 @@ def from_folder(
     empty = [path / name for number, name in enumerate(classes) if name in found and number not in have]
     if empty:
         raise SurgeryError(f"{empty[0]}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); fill or remove it")
-    spec = input_spec(model)
-    if spec.size is None:
-        raise SurgeryError("the model's input has no fixed height and width; give it a size before training on images")
-    require_pillow()
-    images = ImageFiles([file for file, _ in files], spec, memory)
-    fits = math.prod(images.shape) <= memory
-    bad = images.check(fits, progress) if fits or skip_bad else {}
-    if len(bad) == len(files):
-        raise SurgeryError(f"{path}: none of its {len(files)} images decodes: {_some(bad)}")
-    if bad and not skip_bad:
-        count = f"{len(bad)} images do" if len(bad) > 1 else "1 image does"
-        raise SurgeryError(f"{count} not decode: {_some(bad)}; mend or remove them, or use --skip-bad")
+    images, bad = decoded([file for file, _ in files], model, path, skip_bad, progress, memory)
     targets = np.array([number for file, number in files if file not in bad], np.int64)
     lost = have - set(targets.tolist())
     if lost:
         raise SurgeryError(f"{path / classes[min(lost)]}: none of its images decodes: {_some(bad)}")
-    data = from_arrays(images.without(bad), targets, model, classes, part)
+    data = from_arrays(images, targets, model, classes, part)
     return dataclasses.replace(data, skipped=tuple(map(str, bad)))
+
+
+def decoded(
+    files: Sequence[Path],
+    model: ir.Model,
+    source: Path,
+    skip_bad: bool,
+    progress: Callable[[int, int], None] | None,
+    memory: int,
+) -> tuple[ImageFiles, dict[Path, str]]:
+    """Returns the images in `files` that decode, and why the others do not; see `from_folder`.
+
+    Raises:
+        SurgeryError: None decodes, or some do not, without `skip_bad`; the model's input has no size.
+    """
+    spec = input_spec(model)
+    if spec.size is None:
+        raise SurgeryError("the model's input has no fixed height and width; give it a size before training on images")
+    require_pillow()
+    images = ImageFiles(files, spec, memory)
+    fits = math.prod(images.shape) <= memory
+    bad = images.check(fits, progress) if fits or skip_bad else {}
+    if len(bad) == len(set(files)):
+        raise SurgeryError(f"{source}: none of its {len(files)} images decodes: {_some(bad)}")
+    if bad and not skip_bad:
+        count = f"{len(bad)} images do" if len(bad) > 1 else "1 image does"
+        raise SurgeryError(f"{count} not decode: {_some(bad)}; mend or remove them, or use --skip-bad")
+    return images.without(bad), bad
 
 
 def _some(bad: dict[Path, str]) -> str:

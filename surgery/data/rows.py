@@ -41,13 +41,14 @@ class LazyRows:
     shape: tuple[int, ...]
     dtype: np.dtype
     slow: bool = False  # whether reading a row takes long enough to be done in threads
+    random: bool = False  # whether a row may be another when it is read again
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Returns the rows at `indices`."""
         raise NotImplementedError
 
-    def fingerprint(self) -> str:
-        """What changes when the rows do."""
+    def fingerprint(self) -> str | None:
+        """What changes when the rows do; None where that is not known."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -88,11 +89,16 @@ class Selected(LazyRows):
     def slow(self) -> bool:  # type: ignore[override]
         return getattr(self.rows, "slow", False)
 
+    @property
+    def random(self) -> bool:  # type: ignore[override]
+        return getattr(self.rows, "random", False)
+
     def read(self, indices: np.ndarray) -> np.ndarray:
         return np.asarray(self.rows[self.indices[indices]])
 
-    def fingerprint(self) -> str:
-        return digest(self.rows) + digest(self.indices)
+    def fingerprint(self) -> str | None:
+        of_rows = digest(self.rows)
+        return None if of_rows is None else of_rows + str(digest(self.indices))
 
 
 def lengths(arrays: Examples) -> set[int]:
@@ -116,10 +122,11 @@ def select(rows: Rows, indices: np.ndarray) -> Rows:
     return np.asarray(rows[indices])
 
 
-def digest(rows: Rows) -> str:
-    """A digest of the rows' content, of lazy ones of what says when it changes."""
+def digest(rows: Rows) -> str | None:
+    """A digest of the rows' content, of lazy ones of what says when it changes; None where nothing does."""
     if isinstance(rows, LazyRows):
-        return hashlib.blake2b(rows.fingerprint().encode(), digest_size=16).hexdigest()
+        said = rows.fingerprint()
+        return None if said is None else hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
     found = hashlib.blake2b(f"{rows.shape} {rows.dtype}".encode(), digest_size=16)
     for start in range(0, len(rows), 1024):  # a part at a time: a memory-mapped file may be larger than the memory
         found.update(np.asarray(rows[start : start + 1024]).tobytes())
