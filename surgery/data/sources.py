@@ -96,8 +96,8 @@ def as_dataset(source: Source, model: ir.Model) -> tuple[Dataset, Dataset | None
     if isinstance(source, Dataset):
         return source, None
     if isinstance(source, tuple) and len(source) == 2:
-        arrays: Any = source
-        return from_arrays(*arrays, model), None
+        pair: Any = source
+        return from_arrays(pair[0], pair[1], model), None
     if isinstance(source, str | os.PathLike):
         return open_data(source, model)
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):

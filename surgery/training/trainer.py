@@ -124,9 +124,10 @@ def train(
     loop = Loop(settings, stages, stages.data, checkpoints, state, callbacks)
     ending, message = loop.run()
     trained = with_weights(model, loop.state.best)
-    for term in stages.terms if examples.labels is not None else []:
-        if term.units[:1] == (len(examples.labels or ()),):
-            set_labels(trained, term.output, list(examples.labels or ()))
+    for term in stages.terms:
+        names = examples.labels_of(term.output)
+        if names is not None and term.units[:1] == (len(names),):
+            set_labels(trained, term.output, list(names))
     for name, how in examples.assumed.items():
         set_preprocessing(trained, name, how)
     return Trained(trained, loop.state.history, loop.state.best_epoch, ending, message)

@@ -12,7 +12,7 @@ from PIL import Image
 import surgery
 from surgery.data import Dataset, from_arrays
 from surgery.errors import SurgeryError
-from surgery.marks import Preprocessing, preprocessing, set_preprocessing
+from surgery.marks import Preprocessing, labels, preprocessing, set_preprocessing
 from tests.graphs import parse
 
 pytestmark = pytest.mark.training
@@ -96,3 +96,20 @@ def test_the_part_of_a_path_that_is_evaluated(tmp_path: Path) -> None:
     assert surgery.evaluate(model, tmp_path / "d.npz", split="train").examples == 6
     with pytest.raises(SurgeryError, match="no part 'val'; it has train, test"):
         surgery.evaluate(model, tmp_path / "d.npz", split="val")
+
+
+def test_class_names_of_each_output_are_kept(tmp_path: Path, images: Path) -> None:
+    model = parse(
+        "(float[N,3,8,6] x) => (float[N,2] color, float[N,3] size)",
+        "f = Flatten(x) color = Gemm<transB = 1>(f, w, b) size = Gemm<transB = 1>(f, v, c)",
+        {"w": [2, 144], "b": [2], "v": [3, 144], "c": [3]},
+    )
+    rows = [f"{file.relative_to(tmp_path)},{'red' if file.parent.name == '0' else 'blue'},{'SML'[i % 3]}"
+            for i, file in enumerate(sorted(images.rglob("*.png")))]  # fmt: skip
+    (tmp_path / "d.csv").write_text("\n".join(["path,color,size", *rows]))
+    losses = {"color": "cross_entropy", "size": "cross_entropy"}
+    result = surgery.train(model, tmp_path / "d.csv", epochs=1, losses=losses)
+    assert labels(result.model, "color") == ["blue", "red"]
+    assert labels(result.model, "size") == ["L", "M", "S"]
+    again = surgery.train(network("NCHW"), images, epochs=1)
+    assert labels(again.model, "y") == ["0", "1"]
