@@ -12,7 +12,12 @@ import typer
 from surgery.cli.app import Json, ModelFile, Overrides, Quiet, app, print_json, say
 
 Data = Annotated[
-    Path, typer.Argument(help="A .npz file or a folder with a folder of images for each class.", show_default=False)
+    Path,
+    typer.Argument(
+        help="A folder with a folder of images for each class, a .csv or .jsonl file that names images, a .npz file, a "
+        "folder of .npy files, or one that Hugging Face's datasets saved.",
+        show_default=False,
+    ),
 ]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave images out that do not decode.")]

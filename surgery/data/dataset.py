@@ -216,15 +216,7 @@ class Dataset:
         _, numbers, counts = np.unique(classes, return_inverse=True, return_counts=True)
         return rng.choice(len(self), len(self), p=1 / (len(counts) * counts[numbers]))
 
-    def batches(
-        self,
-        size: int,
-        shuffle: np.random.Generator | None = None,
-        *,
-        seed: int | None = None,
-        epoch: int = 0,
-        first: int = 0,
-    ) -> Iterator[Batch]:
+    def batches(self, size: int, *, seed: int | None = None, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """Yields ``(inputs, targets)`` of the examples that `order` says; the next ones are prepared meanwhile.
 
         Whatever is random about a batch comes from `seed`, `epoch` and its place in the epoch, so that an epoch that
@@ -232,15 +224,11 @@ class Dataset:
 
         Args:
             size: Examples in a batch; the last one may have fewer.
-            shuffle: Draws the order in place of `seed`.
             seed: Draws the order and the augmentation; without one, the examples come as they are and as they stand.
             epoch: Which epoch it is.
             first: The batch to start from, counted from 0.
         """
         parts = self.order(size, seed=seed, epoch=epoch)
-        if shuffle is not None:
-            indices = shuffle.permutation(len(self))
-            parts = [indices[i : i + size] for i in range(0, len(indices), size)]
         augment = None if seed is None else self.augment
         slow = getattr(self.examples, "slow", False) or (augment is not None and augment.changes_images)
 

@@ -70,7 +70,8 @@ def train(
 
     Args:
         model: A model with marks.
-        data: What to train on: a path (`.npz` or a folder of images), ``(examples, targets)`` or a `Dataset`.
+        data: What to train on: a path (see `surgery.data.open_data`), ``(examples, targets)``, a data set as PyTorch's
+            or anything that gives ``(example, target)`` pairs (see `surgery.data.from_items`), or a `Dataset`.
         settings: How to train.
         validation: What to watch, or the share of `data` to split off for it; by default the validation part that
             `data` has, or the share that the settings say.
