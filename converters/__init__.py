@@ -30,7 +30,8 @@ def convert(
 ) -> ir.Model:
     """Converts a network, whose framework is recognized, to ONNX (operator set 21 at most, IR version 10).
 
-    Where the folder of `source` has a card.yaml that names it, labels and preprocessing come from there.
+    Where the folder of `source` has a card.yaml that names it, labels and preprocessing come from there; for a name
+    that is no file, that of `weights`.
 
     Args:
         source: The network: a file or folder of one of the frameworks, PyTorch's ``module:factory``, or a folder with
@@ -94,7 +95,7 @@ def resolve(source: str | os.PathLike[str], options: Mapping[str, Any]) -> tuple
             raise SurgeryError(f"{options['weights']}: no such file")
     if not path.exists():
         find_converter(path)
-        return path, options, None
+        return path, options, read_card(options["weights"]) if "weights" in options else None
     card = read_card(path)
     if path.is_dir():
         definition, beside = card.find(path) if card is not None else (None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ _CHECKED = 2**16  # bytes: larger weights are checked by shape and type, without
 
 
 def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
-    """Returns class names given as a list or as a text file with one a line.
+    """Returns class names given as a list or as a file: text with one a line, or JSON, see `_read_json_labels`.
 
     Raises:
         SurgeryError: The file cannot be read.
@@ -30,11 +31,29 @@ def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
         return [str(label) for label in labels]
     path = Path(labels)
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return _read_json_labels(text)
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
         raise SurgeryError(
             f"{path}: the labels cannot be read ({error}); give a text file, one label a line"
         ) from error
+
+
+def _read_json_labels(text: str) -> list[str]:
+    """Class names in a JSON list, or by class number, alone or last in a list, as Keras' imagenet_class_index.json.
+
+    Raises:
+        ValueError: The file has something else.
+    """
+    data = json.loads(text)
+    if isinstance(data, dict) and set(data) == {str(number) for number in range(len(data))}:
+        data = [data[str(number)] for number in range(len(data))]
+    names = [name[-1] if isinstance(name, list) and name else name for name in data] if isinstance(data, list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("it has neither a list of names nor names by class number")
+    return names
 
 
 def apply_labels(model: ir.Model, labels: Sequence[str] | str | os.PathLike[str]) -> None:

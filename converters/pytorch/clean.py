@@ -38,7 +38,7 @@ def clean(model: ir.Model, parameters: set[str], frozen: set[str], dims: Mapping
     _separate(graph)
     names = set(graph.initializers)
     _fold(model, parameters)
-    LiftConstantsToInitializersPass(size_limit=0)(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in list(graph):
         if node.op_type == "Dropout":
             node.resize_inputs(2)

@@ -139,6 +139,7 @@ def set_modes(module: torch.fx.GraphModule, dropout: bool) -> None:
     """Makes normalizations use their statistics, and Dropout drop or not: what drops nothing is not exported."""
     for node in module.graph.nodes:
         if node.target in _DROPOUT and node.args[1]:
+            node.target = _DROPOUT[0]  # in place, it would be exported as random numbers and comparisons
             node.args = (*node.args[:2], dropout)
         elif node.target in _NORMALIZATION:
             at = _NORMALIZATION[node.target]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ __all__ = ["load_weights", "read_state"]
 _MOST_HEADER = 100_000_000  # bytes, as in the format's own reader
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")  # what checkpoints call the state_dict
 _SHOWN = 5
+_DENSE = re.compile(r"\.(norm|conv)\.([12])\.")  # how torchvision's files of DenseNets name what is norm1 in its code
 # https://github.com/huggingface/safetensors#format
 _TYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -33,21 +36,32 @@ def load_weights(module: Any, path: Path) -> None:
     Raises:
         SurgeryError: It cannot be read, or is not that of `module`: names or shapes differ.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in read_state(path).items()}
+    state = read_state(path)
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in state):
+            state = _renamed(state, {name: name.removeprefix(prefix) for name in state})
     own = module.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    if missing or unexpected:
+    state = _renamed(state, {n: d for n in state if n not in own and (d := _DENSE.sub(r".\1\2.", n)) in own})
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes
+        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        reason = lines[0] if lines else str(error).splitlines()[0]
+        raise SurgeryError(
+            f"{path}: {reason}: it belongs to another network, or to one with other arguments"
+        ) from error
+    missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or result.unexpected_keys:
         lacks = f"lacks {_some(missing)}" if missing else ""
-        has = f"has {_some(unexpected)}, which the network does not" if unexpected else ""
+        has = f"has {_some(result.unexpected_keys)}, which the network does not" if result.unexpected_keys else ""
         raise SurgeryError(f"{path}: {' and '.join(filter(None, (lacks, has)))}: it belongs to another network")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise SurgeryError(
-                f"{path}: {name} is {list(tensor.shape)}, and in the network {list(own[name].shape)}: it belongs to "
-                "another network, or to one with other arguments"
-            )
-    module.load_state_dict(state, strict=False)
+
+
+def _renamed(state: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """`state` with other names; what it says of its modules' versions, on which loading old ones depends, stays."""
+    new = OrderedDict((names.get(name, name), tensor) for name, tensor in state.items())
+    new._metadata = getattr(state, "_metadata", None)  # type: ignore[attr-defined]
+    return new
 
 
 def _some(names: list[str]) -> str:
@@ -90,7 +104,7 @@ def read_state(path: Path) -> dict[str, Any]:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
     ):
         raise SurgeryError(f"{path}: holds no state_dict (tensors by name), but {_described(found)}")
-    return dict(found)
+    return found  # type: ignore[return-value]
 
 
 def _described(found: Any) -> str:
