@@ -42,6 +42,9 @@ def train(
         str | None, typer.Option("--output-name", help="Which output, where the model has several.")
     ] = None,
     validation: Annotated[float | None, typer.Option(help="The share of the examples to split off to watch.")] = None,
+    early_stopping: Annotated[
+        int | None, typer.Option(help="Stop when the validation loss has not improved for so many epochs.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split, the order and dropout.")] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -54,11 +57,18 @@ def train(
     checkpoint_steps: Annotated[int | None, typer.Option(help="And one after so many steps.")] = None,
     checkpoint_minutes: Annotated[float | None, typer.Option(help="And one after so many minutes.")] = None,
     device: DeviceOption = "auto",
+    csv: Annotated[bool, typer.Option("--csv", help="Write the history as history.csv, too.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the folder, too.")
+    ] = False,
     skip_bad: SkipBad = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model and leave model.onnx, history.jsonl and curves.png in a folder.
+
+    Of classes that are watched on validation data, confusion.png and wrong.png show which are mistaken for which, and
+    the most mistaken images.
 
     Example: `surgery train operated.onnx digits.npz --recipe pass.yaml --epochs 20 -o trained`
     """
@@ -68,11 +78,12 @@ def train(
     from surgery.errors import SurgeryError
     from surgery.io import load, save
     from surgery.recipe import Recipe, apply_recipe, load_recipe
-    from surgery.training.callbacks import JsonLines
+    from surgery.training.callbacks import Callback, Csv, JsonLines
     from surgery.training.checkpoint import Checkpoints
     from surgery.training.settings import changed
     from surgery.training.trainer import train as run
     from surgery.viewing.curves import plot
+    from surgery.viewing.report import write_report
 
     silent = quiet or as_json
     if recipe is None and (apply or overrides):
@@ -87,6 +98,7 @@ def train(
         "optimizer": optimizer,
         "output": output_name,
         "validation": validation,
+        "early_stopping": early_stopping,
         "seed": seed,
     }
     settings = changed(plan.train, {key: value for key, value in flags.items() if value is not None})
@@ -103,24 +115,34 @@ def train(
     say_skipped(skipped, quiet)
     for note in data_notes(examples, held, loaded, settings, validation):
         say(note, silent)
+    callbacks: list[Callback] = [EpochLines(silent), JsonLines(folder / "history.jsonl")]
+    if csv:
+        callbacks.append(Csv(folder / "history.csv"))
+    if tensorboard:
+        from surgery.viewing.tensorboard import TensorBoard
+
+        callbacks.append(TensorBoard(folder / "tensorboard", loaded))
     result = run(
         loaded,
         examples,
         settings,
         validation=held if validation is None else None,
         device=device,
-        callbacks=[EpochLines(silent), JsonLines(folder / "history.jsonl")],
+        callbacks=callbacks,
         checkpoints=store if checkpoints else None,
         resume=resume,
     )
     kept = result.kept_epoch > 0
-    curves = kept and not _missing("matplotlib")
+    pictures = kept and not _missing("matplotlib")
+    files: dict[str, Path] = {}
     if kept:
-        save(result.model, folder / "model.onnx")
-    if curves:
-        plot(result.history, folder / "curves.png", model.stem)
-    files = {"model": folder / "model.onnx", "history_file": folder / "history.jsonl", "curves": folder / "curves.png"}
-    files = {key: path for key, path in files.items() if kept and (key != "curves" or curves)}
+        files = {"model": folder / "model.onnx", "history_file": folder / "history.jsonl"}
+        save(result.model, files["model"])
+    if pictures:
+        files["curves"] = folder / "curves.png"
+        plot(result.history, files["curves"], model.stem)
+        how = {"loss": settings.objective, "output": settings.output, "batch_size": settings.batch_size}
+        files |= write_report(result.model, result.validation, folder, device=device, **how)
     if as_json:
         print_json(
             {
@@ -137,7 +159,7 @@ def train(
         say(f"kept the weights of epoch {result.kept_epoch}: {', '.join(map(str, files.values()))}", quiet)
     if kept and result.ending != "diverged":
         say(result.verdict, silent)
-    if kept and not curves:
+    if kept and not pictures:
         typer.echo("surgery: no curves.png: plots need matplotlib (pip install 'onnx-surgery[train]')", err=True)
     if result.ending == "stopped":
         say(result.message, silent)

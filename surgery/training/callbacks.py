@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +36,8 @@ class Plan:
         losses: The name of each output's loss.
         metrics: What is measured besides the loss, as in the records.
         device: ``cpu`` or ``cuda``.
+        watched: The metrics that are measured on the validation data besides; their names are in the records, some with
+            an output's or a class's.
         past: The records of the epochs that came before, where an interrupted training goes on.
         weights: Returns copies of the present parameters and running statistics, by name.
     """
@@ -48,6 +50,7 @@ class Plan:
     losses: list[str]
     metrics: list[str]
     device: str
+    watched: Sequence[str] = ()
     past: Sequence[Record] = ()
     weights: Callable[[], dict[str, np.ndarray]] = dict
 
@@ -166,17 +169,23 @@ class EarlyStopping(Callback):
         figures = ["loss", *plan.metrics]
         figures += [f"val_{name}" for name in figures] if plan.validation else []
         self._figure = self._monitor or ("val_loss" if plan.validation else "loss")
-        if self._figure not in figures:
-            raise SurgeryError(
-                f"early stopping: no figure is named {self._figure!r}{nearest(self._figure, figures)}; there are "
-                f"{', '.join(figures)}"
-            )
+        if not any(name in self._figure for name in plan.watched):
+            self._check(figures)
         self._best, self._best_epoch = math.inf, 0
         for record in plan.past:
             self.on_epoch_end(record)
 
+    def _check(self, figures: Iterable[str]) -> None:
+        if self._figure not in figures:
+            names = [name for name in figures if name not in ("epoch", "seconds")]
+            raise SurgeryError(
+                f"early stopping: no figure is named {self._figure!r}{nearest(self._figure, names)}; there are "
+                f"{', '.join(names)}"
+            )
+
     def on_epoch_end(self, record: Record) -> str | None:
         name = self._figure
+        self._check(record)
         value = record[name] if lower_is_better(name) else -record[name]
         if value < self._best - self._min_delta:
             self._best, self._best_epoch = value, record["epoch"]

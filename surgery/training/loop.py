@@ -128,6 +128,7 @@ class Loop:
             [term.loss.name for term in step.terms],
             step.measures[1:],
             training.device,
+            watched=self.settings.metrics,
             past=tuple(self.state.history),
             weights=lambda: self.stage.training.weights(),
         )

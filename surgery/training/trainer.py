@@ -40,6 +40,7 @@ class Trained:
         ending: ``finished``; ``stopped`` (by a callback, as early stopping); ``interrupted`` (Ctrl-C); or ``diverged``
             (a loss that is not a number).
         message: Where and why it ended early; empty when it finished.
+        validation: What was watched; None where nothing was.
     """
 
     model: ir.Model
@@ -47,6 +48,7 @@ class Trained:
     kept_epoch: int
     ending: Ending = "finished"
     message: str = ""
+    validation: Dataset | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -105,6 +107,7 @@ def train(
                 f"a validation share of {settings.validation:g} leaves {len(examples)} examples to train on and "
                 f"{len(held)} to watch; change it or bring more data"
             )
+    watched = held
     examples = examples.augmented(settings.augment, settings.sampling)
     objective = objective_of(model, settings.objective, settings.output, examples.targets)
     if examples.augment is not None and examples.augment.mixes:
@@ -131,7 +134,7 @@ def train(
             set_labels(trained, term.output, list(names))
     for name, how in examples.assumed.items():
         set_preprocessing(trained, name, how)
-    return Trained(trained, loop.state.history, loop.state.best_epoch, ending, message)
+    return Trained(trained, loop.state.history, loop.state.best_epoch, ending, message, watched)
 
 
 def _identity(model: ir.Model, settings: TrainSettings, data: Dataset, held: Dataset | None) -> dict[str, Any]:

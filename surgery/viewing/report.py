@@ -20,7 +20,7 @@ __all__ = ["write_report"]
 
 def write_report(
     model: ir.Model,
-    data: Dataset,
+    data: Dataset | None,
     folder: str | os.PathLike[str],
     *,
     loss: Objective = "auto",
@@ -34,7 +34,7 @@ def write_report(
 
     Args:
         model: A classifier.
-        data: What to measure it on.
+        data: What to measure it on; None where there is nothing.
         folder: Where to.
         loss: As `surgery.evaluate` takes it.
         output: The output, where the model has several and `loss` names none; of several that are measured, each has
@@ -48,6 +48,10 @@ def write_report(
     Raises:
         SurgeryError: matplotlib is missing or a file cannot be written.
     """
+    if data is None:
+        for name in ("confusion", "wrong"):
+            (Path(folder) / f"{name}.png").unlink(missing_ok=True)
+        return {}
     _, found = examine(model, data, loss=loss, output=output, batch_size=batch_size, device=device)
     files: dict[str, Path] = {}
     for name, predictions in found.items():

@@ -79,6 +79,17 @@ def test_a_figure_that_is_not_there_is_told_before_the_training(monitor: str, va
         EarlyStopping(2, monitor=monitor).on_train_begin(plan(validation))
 
 
+def test_figures_of_further_metrics_are_looked_for_when_there_are_some() -> None:
+    stopping = EarlyStopping(1, monitor="val_f1")
+    stopping.on_train_begin(plan(watched=["f1"]))
+    history = [{**record, "val_f1": value} for record, value in zip(losses([1, 1]), [0.5, 0.25], strict=True)]
+    assert [bool(stopping.on_epoch_end(record)) for record in history] == [False, True]
+    stopping = EarlyStopping(1, monitor="val_f1_ants")
+    stopping.on_train_begin(plan(watched=["f1"]))
+    with pytest.raises(SurgeryError, match="did you mean 'val_f1'"):
+        stopping.on_epoch_end(history[0])
+
+
 def test_settings_take_a_number_or_all_of_it() -> None:
     assert changed(TrainSettings(), {"early_stopping": 4}).early_stopping.patience == 4  # type: ignore[union-attr]
     whole = changed(TrainSettings(), {"early_stopping": {"patience": 2, "monitor": "loss"}}).early_stopping

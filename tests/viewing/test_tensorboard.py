@@ -70,7 +70,7 @@ def test_the_graph_names_operators_parameters_and_shapes(tmp_path: Path) -> None
 def test_a_training_that_goes_on_tells_of_the_epochs_before(tmp_path: Path) -> None:
     past = [{"epoch": 1, "loss": 0.5, "val_loss": 0.75}, {"epoch": 2, "loss": 0.25, "val_loss": 0.5}]
     board = TensorBoard(tmp_path)
-    board.on_train_begin(Plan(3, 4, 1, 1, 1, [], [], "cpu", past, lambda: {"w": np.arange(3.0)}))
+    board.on_train_begin(Plan(3, 4, 1, 1, 1, [], [], "cpu", past=past, weights=lambda: {"w": np.arange(3.0)}))
     board.on_step_end(3, 1, 0.2)
     board.on_train_end()
     train = read(next(tmp_path.iterdir()) / "train")
