@@ -10,10 +10,11 @@ import numpy as np
 
 from surgery import runtime
 from surgery.data import Arrays
-from surgery.layers import ancestors
 from surgery.training.step import Step
 
 __all__ = ["Evaluation", "Training"]
+
+_CHAIN = 6  # operators
 
 
 def _bind_batch(binding: Any, step: Step, examples: Arrays, targets: Arrays) -> None:
@@ -32,9 +33,13 @@ def _overwritable(step: Step) -> set[str]:
     inputs, outputs = ({str(v.name): v for v in values} for values in (graph.inputs, graph.outputs))
     found = set()
     for name, output in step.carried.items():
+        readers = set(inputs[name].consumers())
         producer = outputs[output].producer()
-        before = ancestors([v for v in producer.inputs if v is not None]) if producer is not None else set()
-        if all(node in before for node in inputs[name].consumers()):
+        level = {producer} if producer is not None and producer not in readers else set()
+        for _ in range(_CHAIN):  # an optimizer's chain is short: what is further back, weights have
+            level = {p for node in level for v in node.inputs if v is not None and (p := v.producer()) is not None}
+            readers -= level
+        if not readers:
             found.add(name)
     return found
 
