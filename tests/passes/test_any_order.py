@@ -112,6 +112,9 @@ steps = st.one_of(
     step("insert", layers=selectors, operator=st.sampled_from(["Identity", "LeakyRelu", "Neg"])),
     step("prune_outputs", keep=st.sampled_from(["y", "z", "out"])),
     step("cast", to=st.just("float16"), keep=selectors),
+    step("widen", layers=selectors, units=units),
+    step("batch_normalization", policy=st.sampled_from(["frozen", "fixed_statistics", "trained"])),
+    step("discriminative_learning_rates", factor=st.sampled_from([1.0, 2.6])),
     step("run", target=st.sampled_from(["IdentityEliminationPass", "CommonSubexpressionEliminationPass"])),
 )
 
