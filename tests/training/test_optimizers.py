@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import nn
 
 import surgery
 from surgery.marks import set_marks
+from surgery.training.callbacks import Callback
+from surgery.training.checkpoint import Checkpoints
 from surgery.training.optimizers import MovingAverage, Sgd, chain
 from surgery.training.runner import Evaluation, Training
 from surgery.training.settings import TrainSettings
@@ -433,3 +436,45 @@ def test_every_optimizer_lowers_the_loss_whatever_it_is_combined_with(optimizer:
             for _ in range(60):
                 training.run(examples, targets, rate)
             assert watch.run(examples, targets)[0] < before - 0.02, (constraint, how)
+
+
+class Stop(Callback):
+    """Interrupts a training after a step."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self._at = epoch, step
+
+    def on_step_end(self, epoch: int, step: int, loss: float) -> None:
+        if (epoch, step) == self._at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("optimizer", ["nadam", "sgd"])
+def test_a_training_that_goes_on_within_a_group_has_the_same_numbers(optimizer: str, tmp_path: Path) -> None:
+    """Sums of gradients, the average, the optimizer's own product and the plateau's state are all in the checkpoint."""
+    data = tuple(np.concatenate(part)[:60] for part in zip(*DATA[:8], strict=True))
+    schedule: dict[str, Any] = {"name": "reduce_on_plateau", "patience": 0, "threshold": 0.5, "cooldown": 1}
+    if optimizer == "sgd":
+        schedule = {"name": "one_cycle", "warmup": 0.5}
+    how: dict[str, Any] = {
+        "epochs": 4,
+        "batch_size": 8,
+        "accumulate": 3,
+        "ema": {"decay": 0.9, "warmup": True},
+        "optimizer": optimizer,
+        "learning_rate": 0.01,
+        "schedule": schedule,
+        "validation": data,
+    }
+    model = twin(network())
+    whole = surgery.train(model, data, **how)
+    store = {"checkpoints": Checkpoints(tmp_path / "c", steps=1), "callbacks": [Stop(3, 5)]}
+    assert surgery.train(model, data, **how, **store).ending == "interrupted"
+    rest = surgery.train(model, data, **how, checkpoints=Checkpoints(tmp_path / "c"), resume=True)
+    for ours, theirs in zip(rest.history, whole.history, strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    for name, value in rest.model.graph.initializers.items():
+        other = whole.model.graph.initializers[name].const_value
+        assert value.const_value is not None
+        assert other is not None
+        np.testing.assert_array_equal(value.const_value.numpy(), other.numpy())
