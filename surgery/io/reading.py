@@ -43,6 +43,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise SurgeryError(f"{path}: is a folder; name the .onnx file in it")
     if not path.exists():
         raise SurgeryError(f"{path}: no such file")
+    if not path.is_file():
+        raise SurgeryError(f"{path}: is not a file")
     if path.stat().st_size == 0:
         raise SurgeryError(f"{path}: is empty; export or copy the model again")
     inline = f"in the model {uuid.uuid4().hex}"  # which no file can have guessed

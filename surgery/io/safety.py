@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -58,8 +58,8 @@ def _check_unique(names: list[str], path: Path) -> None:
     given = [name for name in names if name]
     if not all(isinstance(name, str) for name in given):  # protobuf hands on what it cannot decode
         raise SurgeryError(f"{path}: has a name that is not valid UTF-8; export the model again")
-    if len(given) != len(set(given)):
-        name = next(name for i, name in enumerate(given) if name in given[:i])
+    name, count = max(Counter(given).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
         raise SurgeryError(f"{path}: two values of one graph have the name {name!r}; export the model again")
 
 
