@@ -71,8 +71,10 @@ def training_model(
     for name, plan in plans.items():
         parameter, gradient = inputs[name], gradients[name]
         used = _use(op, parameter, plan)
-        if plan.decay:
-            gradient = op.Add(gradient, op.Mul(used, plan.decay))
+        if decay := plan.decay + plan.marks.l2:
+            gradient = op.Add(gradient, op.Mul(used, decay))
+        if plan.marks.l1:
+            gradient = op.Add(gradient, op.Mul(op.Sign(used), plan.marks.l1))
         if plan.gradient_factor != 1:
             gradient = op.Mul(gradient, plan.gradient_factor)
         buffer = ir.val(f"{plan.stored}{_BUFFER}", ir.DataType.FLOAT, parameter.shape)

@@ -270,6 +270,32 @@ def test_a_constraint_holds_wherever_the_weight_is_used(settings: str, multiplie
 
 
 @needs_api
+@pytest.mark.parametrize(("settings", "rate"), [(Sgd(1e-2), 0.02), ("adamw", 3e-4)])
+def test_a_layer_s_own_regularization_is_in_its_gradient(settings: Sgd | str, rate: float, tmp_path: Path) -> None:
+    net = torch_lenet()
+    model = lenet(net)
+    set_marks(model.graph.initializers["ip2.weight"], l1=0.01, l2=0.3, learning_rate=2.0)
+    device = Device(artifacts(model, tmp_path, optimizer=settings), rate)
+    named = dict(net.named_parameters())
+    weight = named.pop("ip2.weight")
+    groups = [{"params": [*named.values()]}, {"params": [weight], "lr": 2 * rate}]
+    optimizer = (
+        torch.optim.SGD(groups, rate, weight_decay=1e-2)
+        if isinstance(settings, Sgd)
+        else torch.optim.Adam(groups, rate)
+    )
+    want = []
+    data = batches(20, 16, *LENET_DATA)
+    for examples, targets in data:
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(examples)), torch.from_numpy(targets))
+        want.append(loss.item())
+        optimizer.zero_grad()
+        (loss + 0.01 * weight.abs().sum() + 0.15 * weight.square().sum()).backward()
+        optimizer.step()
+    np.testing.assert_allclose(device.train(data), want, rtol=1e-3)
+
+
+@needs_api
 @pytest.mark.parametrize("place", ["models", "checkpoint"])
 def test_frozen_layers_and_statistics_stay_bit_for_bit(place: Any, tmp_path: Path) -> None:
     net = Residual()
