@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import os
+import threading
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -74,6 +75,7 @@ class Images(LazyRows):
         self.shape = (count, *size) if self.gray else (count, *size, 3)
         self._whole: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
         self._room = memory
+        self._keeping = threading.Lock()
 
     def decode(self, index: int, least: tuple[int, int]) -> np.ndarray:
         """Returns an image at its size, or what is left of it where that is not below `least`.
@@ -89,9 +91,12 @@ class Images(LazyRows):
         if image is not None and kept == least:
             return image
         image = self.decode(index, least)
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
-            self._whole[index] = least, image
+        with self._keeping:
+            _, old = self._whole.get(index, (None, None))
+            room = self._room + (old.nbytes if old is not None else 0)
+            if image.nbytes <= room:
+                self._room = room - image.nbytes
+                self._whole[index] = least, image
         return image
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -159,7 +164,7 @@ class ImageFiles(Images):
         rest = copy.copy(self)
         rest.files = [self.files[i] for i in good]
         rest.shape = (len(good), *self.shape[1:])
-        rest._whole = {}
+        rest._whole, rest._keeping = {}, threading.Lock()
         rest._rows = None if self._rows is None else self._rows[good]
         return rest
 

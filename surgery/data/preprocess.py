@@ -214,10 +214,14 @@ def _images(batch: np.ndarray, spec: InputSpec) -> np.ndarray:
         batch = luma[..., None]
     if how.color == "bgr":
         batch = batch[..., ::-1]
-    pixels = batch.astype(np.float32)
+    first = how.layout == "NCHW"
+    if first:
+        batch = batch.transpose(0, 3, 1, 2)
+    pixels = np.ascontiguousarray(batch).astype(np.float32)  # moved as bytes, which is faster than as floats
+    mean, std = (np.asarray(n, np.float32).reshape((-1, 1, 1) if first else -1) for n in (how.mean, how.std))
     pixels *= np.float32(how.scale)
-    if any(how.mean):
-        pixels -= np.asarray(how.mean, np.float32)
-    if any(s != 1 for s in how.std):
-        pixels /= np.asarray(how.std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if how.layout == "NCHW" else pixels, spec.dtype)
+    if mean.any():
+        pixels -= mean
+    if (std != 1).any():
+        pixels /= std
+    return pixels.astype(spec.dtype, copy=False)
