@@ -80,6 +80,8 @@ def _keys(schema: dict[str, Any], root: dict[str, Any], place: tuple[str | int, 
         return _keys({"$ref": mapping[first]}, root, rest)
     if first in properties:
         return _keys(properties[first], root, rest)
+    if isinstance(first, int) and "items" in schema:
+        return _keys(schema["items"], root, rest)
     if alternatives:
         return list(dict.fromkeys(k for a in alternatives for k in _keys(a, root, place)))
     return _keys(schema, root, rest)

@@ -14,7 +14,7 @@ import re
 from typing import Annotated, Any
 
 import onnx_ir as ir
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from surgery.errors import SurgeryError
 from surgery.layers import layers
@@ -27,10 +27,13 @@ __all__ = ["Phase", "restrict"]
 _FACTOR = r"^[×xX*] ?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
-def _factor(text: str) -> str:
-    if not re.match(_FACTOR, text) or float(text[1:]) == 0:
-        raise ValueError(f"{text!r} is not a learning rate; write a number, or ×0.1 for a tenth of the training's")
-    return text
+def _rate(value: Any) -> Any:
+    if isinstance(value, str) and (not re.match(_FACTOR, value) or float(value[1:]) == 0):
+        raise ValueError(f"{value!r} is not a learning rate; write a number, or ×0.1 for a tenth of the training's")
+    return value
+
+
+_Text = Annotated[str, Field(pattern=_FACTOR)]
 
 
 class Phase(BaseModel):
@@ -48,9 +51,9 @@ class Phase(BaseModel):
 
     epochs: PositiveInt
     train: Selector | None = None
-    learning_rate: (
-        PositiveFloat | Annotated[str, AfterValidator(_factor), Field(json_schema_extra={"pattern": _FACTOR})] | None
-    ) = None
+    learning_rate: Annotated[
+        PositiveFloat | str | None, BeforeValidator(_rate, json_schema_input_type=PositiveFloat | _Text | None)
+    ] = None
 
     def rate(self, of_training: float) -> float:
         """The learning rate at its start, where the training's is `of_training`."""
