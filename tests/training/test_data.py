@@ -10,9 +10,14 @@ import pytest
 from PIL import Image
 
 import surgery
-from surgery.data import Dataset, from_arrays
+from surgery.data import Augment, Dataset, from_arrays
+from surgery.data.augment import Crop
 from surgery.errors import SurgeryError
 from surgery.marks import Preprocessing, labels, preprocessing, set_preprocessing
+from surgery.recipe import load_recipe
+from surgery.training.callbacks import Callback
+from surgery.training.checkpoint import Checkpoints
+from surgery.training.trainer import Trained
 from tests.graphs import parse
 
 pytestmark = pytest.mark.training
@@ -113,3 +118,43 @@ def test_class_names_of_each_output_are_kept(tmp_path: Path, images: Path) -> No
     assert labels(result.model, "size") == ["L", "M", "S"]
     again = surgery.train(network("NCHW"), images, epochs=1)
     assert labels(again.model, "y") == ["0", "1"]
+
+
+def test_augmented_training_repeats_by_its_seed_and_goes_on_to_the_same_numbers(images: Path, tmp_path: Path) -> None:
+    how = {
+        "augment": {"resized_crop": True, "horizontal_flip": True, "color_jitter": 0.3, "mixup": 0.4, "cutmix": 1.0},
+        "sampling": "balanced", "batch_size": 4, "learning_rate": 0.05, "metrics": ("f1", "top_1"), "validation": 0.25,
+    }  # fmt: skip
+    whole, again = (surgery.train(network("NCHW"), images, epochs=4, **how) for _ in range(2))
+    plain = surgery.train(network("NCHW"), images, epochs=4, **{**how, "augment": None})
+    other = surgery.train(network("NCHW"), images, epochs=4, seed=1, **how)
+
+    def losses(result: Trained) -> list[float]:
+        return [record["loss"] for record in result.history]
+
+    assert losses(whole) == losses(again)
+    assert losses(whole) != losses(plain)
+    assert losses(whole) != losses(other)
+    assert {"val_f1", "val_top_1", "val_accuracy"} <= set(whole.history[0])
+
+    class Interrupt(Callback):
+        def on_step_end(self, epoch: int, step: int, loss: float) -> None:
+            if (epoch, step) == (3, 2):
+                raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(tmp_path / "c", steps=1)
+    first = surgery.train(network("NCHW"), images, epochs=4, checkpoints=checkpoints, callbacks=[Interrupt()], **how)
+    assert first.ending == "interrupted"
+    rest = surgery.train(network("NCHW"), images, epochs=4, checkpoints=tmp_path / "c", resume=True, **how)
+    assert losses(rest) == losses(whole)
+
+
+def test_a_recipe_says_how_examples_are_changed(images: Path, tmp_path: Path) -> None:
+    text = "train: {epochs: 1, sampling: balanced, augment: {crop: {padding: 2}, horizontal_flip: true, rotate: 10}}"
+    (tmp_path / "r.yaml").write_text(text)
+    settings = load_recipe(tmp_path / "r.yaml").train
+    assert settings.augment == Augment(crop=Crop(padding=2), horizontal_flip=0.5, rotate=10)
+    assert settings.sampling == "balanced"
+    (tmp_path / "bad.yaml").write_text("train: {augment: {horizontal_flop: true}}")
+    with pytest.raises(SurgeryError, match=r"horizontal_flop.*horizontal_flip"):
+        load_recipe(tmp_path / "bad.yaml")
