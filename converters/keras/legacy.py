@@ -52,6 +52,8 @@ _ARGUMENTS = {
 }
 _SIZES = (("nb_row", "nb_col"), ("kernel_dim1", "kernel_dim2", "kernel_dim3"))
 _ORDERINGS = {"th": "channels_first", "tf": "channels_last"}
+# How a kernel [filters, inputs, …] of Keras 1 with the channels first becomes […, inputs, filters].
+_FIRST = {"Conv2D": (2, 3, 1, 0), "Conv3D": (2, 3, 4, 1, 0), "SeparableConv2D": (2, 3, 1, 0)}
 _SPATIAL = {"Conv1D": 1, "Conv2D": 2, "Conv3D": 3, "Conv2DTranspose": 2, "SeparableConv2D": 2}
 
 
@@ -78,6 +80,8 @@ def upgrade_layer(type: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
             new["kernel_size"] = [old[name] for name in names]
     if "dim_ordering" in old:
         new["data_format"] = _ORDERINGS.get(old["dim_ordering"], old["dim_ordering"])
+    if type in _FIRST and new.get("data_format") == "channels_first":
+        new["kernel_constraint"] = _turned(new.get("kernel_constraint"), _FIRST[type])
     if "output_dim" in old and type in ("Dense", *_RECURRENT):
         new["units"] = old["output_dim"]
     if type == "UpSampling1D" and "length" in old:
@@ -85,6 +89,15 @@ def upgrade_layer(type: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
     if type == "BatchNormalization" and old.get("mode", 0) == 1:
         raise SurgeryError("mode 1 normalizes each example by itself, which later Keras versions do not have")
     return type, new
+
+
+def _turned(constraint: Any, perm: tuple[int, ...]) -> Any:
+    """A kernel's constraint with its axes where `perm` puts them."""
+    if not isinstance(constraint, dict) or "axis" not in constraint:
+        return constraint
+    axis = constraint["axis"]
+    axes = [axis] if isinstance(axis, int) else axis
+    return constraint | {"axis": [perm.index(a % len(perm)) for a in axes]}
 
 
 def _merge(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -144,9 +157,7 @@ def _kernel_1(type: str, config: dict[str, Any], kernel: Array) -> Array:
         return _changed(kernel, shape, lambda a: a[:, 0])
     if type == "Conv2DTranspose":
         return _transposed(kernel, (2, 3, 0, 1) if first else (0, 1, 3, 2))
-    if not first:
-        return kernel
-    return _transposed(kernel, (2, 3, 4, 1, 0) if type == "Conv3D" else (2, 3, 1, 0))
+    return _transposed(kernel, _FIRST[type]) if first else kernel
 
 
 # Where Keras 1's separate gates, each W, U, b, go in Keras 2's joined weights.

@@ -16,6 +16,7 @@ __all__ = ["Parser", "major_version"]
 
 _MOST_LAYERS, _MOST_DEPTH = 20_000, 32  # published networks have fewer than 2,000 layers and 4 levels of models
 _NETWORKS = ("Sequential", "Functional", "Model")
+_FUNCTIONS = ("TFOpLambda", "SlicingOpLambda")  # Keras 2.4 to 2.15: a function of TensorFlow
 _WRAPPERS = ("TimeDistributed", "Bidirectional")
 
 
@@ -106,6 +107,9 @@ class Parser:
         layer = Layer(name, type, config, trainable=bool(config.get("trainable", True)))
         if type in _NETWORKS or (isinstance(config.get("layers"), list) and "input_layers" in config):
             layer.network = self._network(type, raw, name, depth + 1)
+            return layer
+        if type in _FUNCTIONS:
+            layer.operation, layer.type = True, str(config.get("function", type))
             return layer
         layer.operation = self._is_operation(entry, config)
         if self._version == 1:
