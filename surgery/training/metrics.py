@@ -13,7 +13,7 @@ import numpy as np
 from surgery.errors import SurgeryError, nearest
 from surgery.training.losses import BinaryCrossEntropy, CrossEntropy
 
-__all__ = ["METRICS", "Kind", "Predictions", "check_metrics", "compute", "kind_of", "predicted"]
+__all__ = ["METRICS", "Kind", "Predictions", "check_metrics", "compute", "kind_of", "predicted", "rehearse"]
 
 Kind = Literal["classes", "labels", "numbers"]
 
@@ -216,6 +216,16 @@ def check_metrics(names: Iterable[str], kinds: Iterable[Kind] | None = None) -> 
         have = list(kinds) if kinds is not None else None
         if have is not None and not set(found[0]) & set(have):
             raise SurgeryError(f"the metric {name} is of {' or '.join(found[0])}, but the model predicts {have[0]}")
+
+
+def rehearse(names: Sequence[str], loss: Any, units: Sequence[int | None], targets: np.ndarray) -> None:
+    """Computes metrics as if an output of `units` predicted 0 of everything, to tell at once what cannot be measured.
+
+    Raises:
+        SurgeryError: There is no such metric, scikit-learn is missing, or the targets do not have it.
+    """
+    if names and None not in units and len(units) < 2:  # of maps of classes it would take long
+        compute(names, predicted(loss, np.zeros((len(targets), *units), np.float32), targets))  # type: ignore[arg-type]
 
 
 def compute(names: Iterable[str], of: Predictions) -> dict[str, float]:

@@ -17,7 +17,7 @@ from surgery.training.checkpoint import State
 from surgery.training.fingerprint import model_digests
 from surgery.training.frozen import Features, Uncached, features
 from surgery.training.loop import Stage
-from surgery.training.metrics import check_metrics, kind_of
+from surgery.training.metrics import check_metrics, kind_of, rehearse
 from surgery.training.phases import Phase, restrict
 from surgery.training.prefix import Split, split
 from surgery.training.runner import Evaluation, Training
@@ -69,6 +69,10 @@ class Stages:
         check_metrics(settings.metrics, [kind_of(term.loss, term.units) for term in self.terms])
         self.data = fit(data, steps[0])
         self._held = None if held is None else fit(held, steps[0])
+        if self._held is not None:
+            of = self._held.targets
+            for term in self.terms:
+                rehearse(settings.metrics, term.loss, term.units, of[term.output] if isinstance(of, dict) else of)
 
     def __call__(self, number: int, state: State) -> Stage:
         """Makes the stage of phase `number`, counted from 0, that goes on from `state`."""

@@ -17,6 +17,7 @@ import surgery
 from surgery import runtime
 from surgery.errors import SurgeryError
 from surgery.marks import set_labels
+from surgery.training.callbacks import Callback
 from surgery.training.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from surgery.training.measure import examine
 from surgery.training.metrics import METRICS, Predictions, compute, predicted
@@ -175,6 +176,13 @@ def test_a_model_is_measured_on_its_own_probabilities(end: str) -> None:
     assert plain.measures == {k: scores.measures[k] for k in ("loss", "accuracy")}
 
 
+class Recorder(Callback):
+    began = False
+
+    def on_train_begin(self, plan: object) -> None:
+        self.began = True
+
+
 @pytest.mark.training
 def test_training_watches_the_metrics_that_are_asked_for() -> None:
     result = surgery.train(
@@ -184,6 +192,10 @@ def test_training_watches_the_metrics_that_are_asked_for() -> None:
     record = result.history[result.kept_epoch - 1]
     assert record["val_f1"] == pytest.approx(scores.measures["f1"])
     assert record["val_auc"] == pytest.approx(scores.measures["auc"], abs=1e-6)
+    recorder = Recorder()
+    with pytest.raises(SurgeryError, match=r"auc compares examples .* all alike"):
+        surgery.train(classifier(), (X, T), validation=(X[:3], [1, 1, 1]), metrics=("auc",), callbacks=[recorder])
+    assert not recorder.began  # told before anything is trained
     with pytest.raises(SurgeryError, match="the metric r2 is of numbers, but the model predicts classes"):
         surgery.train(classifier(), (X, T), epochs=1, metrics=("r2",))
 
