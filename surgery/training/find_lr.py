@@ -87,16 +87,22 @@ def find_learning_rate(
     if steps < _LEAST:
         raise SurgeryError(f"{steps} steps are too few to see anything; take {_LEAST} or more")
     training, batches, momentum = _prepare(model, data, settings, runtime.providers(device))
-    rates = np.geomspace(lowest, highest, steps).tolist()
-    losses: list[float] = []
-    best = trend = math.inf
-    for done, rate in enumerate(rates, 1):
+
+    def group(rate: float) -> float:
+        """Makes one update; returns the loss before it."""
         total, seen = 0.0, 0
         for part in range(1, settings.accumulate + 1):
             examples, targets = next(batches)
             measured = training.run(examples, targets, rate, momentum=momentum, update=part == settings.accumulate)
             total, seen = total + measured[0] * count(targets), seen + count(targets)
-        loss = total / seen
+        return total / seen
+
+    group(0.0)  # brings the weights within their constraints, which may change the loss at once
+    rates = np.geomspace(lowest, highest, steps).tolist()
+    losses: list[float] = []
+    best = trend = math.inf
+    for done, rate in enumerate(rates, 1):
+        loss = group(rate)
         if not math.isfinite(loss):
             break
         losses.append(loss)

@@ -69,6 +69,17 @@ def test_the_model_stays_as_it_is_and_the_first_loss_is_its_own() -> None:
     assert again == curve
 
 
+def test_constraints_that_do_not_hold_yet_are_no_divergence() -> None:
+    """Without negative weights the network is another one, of ten times the loss, from the first update on."""
+    ((examples, targets),) = batches(1, 64, (3, 8, 8), 4)
+    model = residual(Residual())
+    surgery.apply(model, [{"non_neg": "conv*"}, {"min_max_norm": {"minimum": 30, "maximum": 40, "layers": "fc"}}])
+    curve = surgery.find_learning_rate(model, (examples, targets), batch_size=16)
+    assert curve.losses[0] > 5 * surgery.evaluate(model, (examples, targets)).loss
+    assert len(curve.losses) > 50
+    assert curve.suggestion is not None
+
+
 def test_a_range_that_is_too_low_and_one_that_is_too_high() -> None:
     examples, targets, limit = regression()
     how = {"batch_size": 256, "steps": 30, **PLAIN}
