@@ -102,10 +102,7 @@ def _random(dims: list[Dim], dtype: str) -> torch.Tensor:
 def _trace(
     module: torch.nn.Module, source: Path, inputs: dict[str, torch.Tensor], dims: dict[str, dict[int, str]]
 ) -> torch.export.ExportedProgram:
-    made: dict[str, Any] = {}
-    for name in {dim for free in dims.values() for dim in free.values()}:
-        made[name] = torch.export.Dim(name)
-    free = {name: {axis: made[dim] for axis, dim in axes.items()} for name, axes in dims.items()}
+    free = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in dims.items()}
     # With a batch of one, sizes of one would be taken for constants.
     examples = {
         name: tensor.repeat(2, *[1] * (tensor.dim() - 1)) if 0 in dims[name] else tensor
@@ -115,9 +112,10 @@ def _trace(
         with _quiet():
             return torch.export.export(module, (), kwargs=examples, dynamic_shapes=free, strict=False)
     except Exception as error:  # whatever the network's code does
-        if any(0 in axes for axes in dims.values()) and "batch" in str(error):
+        if any(0 in axes for axes in dims.values()):
+            program = _trace(module, source, inputs, _without_batch(dims))
             _log.warning("%s: its code fixes the size of the batch: it is 1 in the model", source)
-            return _trace(module, source, inputs, _without_batch(dims))
+            return program
         raise SurgeryError(f"{source}: torch.export cannot trace it ({_first_line(error)})") from error
 
 
