@@ -61,7 +61,8 @@ def find_transformation(net: NetParameter) -> LayerParameter | None:
 def preprocessing(layer: LayerParameter, dims: list[int | str], mean: np.ndarray | None) -> Preprocessing | None:
     """Returns how images become the input `dims` ([N, C, H, W]) behind a data layer; None where that is not known.
 
-    Caffe reads images as BGR and computes (pixels − mean) · scale. A mean image counts as its channels' means.
+    Caffe reads images as BGR and computes (pixels − mean) · scale. A mean image counts as its channels' means. An
+    ImageData layer resizes images to new_height and new_width first, and the middle is cut out.
     """
     transform = layer.transform_param
     if len(dims) != 4 or dims[1] not in (1, 3) or not (layer.type in _IMAGES or layer.HasField("transform_param")):
@@ -73,9 +74,13 @@ def preprocessing(layer: LayerParameter, dims: list[int | str], mean: np.ndarray
         means = [float(m) for m in mean.mean(axis=(1, 2), dtype=np.float64)]
     scale = float(np.format_float_positional(np.float32(transform.scale)))
     height, width = dims[2:]
+    known = isinstance(height, int) and isinstance(width, int)
+    resize = layer.image_data_param.new_height, layer.image_data_param.new_width
+    fits = known and resize[0] >= int(height) and resize[1] >= int(width)
     return Preprocessing(
         color="gray" if dims[1] == 1 else "bgr",
-        size=(height, width) if isinstance(height, int) and isinstance(width, int) else None,
+        size=(int(height), int(width)) if known else None,
         scale=scale,
         mean=tuple(m * scale for m in means),
+        resize=resize if fits else None,
     )

@@ -225,3 +225,15 @@ def test_a_deploy_net_takes_its_preprocessing_from_the_net_it_was_trained_as(tmp
     how = preprocessing(convert(write(tmp_path, text, "net_deploy.prototxt")), "data")
     assert how is not None
     assert (how.scale, how.mean, how.size) == (0.5, (50.0,), (6, 6))
+
+
+@pytest.mark.parametrize(("height", "width", "resize"), [(256, 300, (256, 300)), (0, 0, None), (3, 9, None)])
+def test_images_are_resized_as_the_data_layer_says(
+    tmp_path: Path, height: int, width: int, resize: tuple[int, int] | None
+) -> None:
+    text = f"""layer {{ name: "d" type: "ImageData" top: "data" transform_param {{ crop_size: 4 mean_value: 5 }}
+                      image_data_param {{ source: "l.txt" new_height: {height} new_width: {width} }} }}
+               layer {{ name: "a" type: "ReLU" bottom: "data" top: "a" }}"""
+    how = preprocessing(convert(write(tmp_path, text)), "data")
+    assert how is not None
+    assert (how.resize, how.size) == (resize, (4, 4))
