@@ -136,7 +136,7 @@ def main() -> None:
         rows: dict[tuple[str, str], Callable[[], Iterator[int]]] = {}
         for augment in (True, False):
             work = "augmented" if augment else "as evaluated"
-            for title, memory in (("ours, from files", 0), ("ours, decoded images kept", 2 * 2**30)):
+            for title, memory in (("ours, from files", 0), ("ours, decoded images kept", 2 * 10**9)):
                 data = from_folder(images, model, memory=memory)
                 data = data.augmented(Augment(**AUGMENT)) if augment else data  # type: ignore[arg-type]
                 rows[work, title] = lambda data=data: ours(data, options.batch)  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from surgery.cli.app import Json, ModelFile, Quiet, app, print_json, say
-from surgery.cli.train import Data, DeviceOption, SkipBad
+from surgery.cli.train import Data, DeviceOption, Memory, SkipBad
 
 
 @app.command()
@@ -32,6 +32,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 64,
     device: DeviceOption = "auto",
     skip_bad: SkipBad = False,
+    memory: Memory = 2,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def evaluate(
     check_metrics(names)
     loaded = load(model)
     with DecodeProgress(quiet or as_json) as progress:
-        examples = open_part(data, loaded, split, skip_bad=skip_bad, progress=progress)
+        examples = open_part(data, loaded, split, skip_bad=skip_bad, progress=progress, memory=round(memory * 10**9))
     say_skipped(examples.skipped, quiet)
     how: Any = {"loss": loss, "output": output_name, "batch_size": batch_size, "device": device, "metrics": names}
     if predictions is None:

@@ -21,6 +21,9 @@ Data = Annotated[
 ]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave images out that do not decode.")]
+Memory = Annotated[
+    float, typer.Option(min=0, help="How many GB of decoded images to keep; others are decoded each time.")
+]
 
 
 @app.command()
@@ -37,7 +40,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="How often all examples are seen.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="At the start.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, adam, adamw, adamax, nadam, rmsprop, adagrad, adadelta or lion.")
+    ] = None,
     output_name: Annotated[
         str | None, typer.Option("--output-name", help="Which output, where the model has several.")
     ] = None,
@@ -62,6 +67,7 @@ def train(
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard into the folder, too.")
     ] = False,
     skip_bad: SkipBad = False,
+    memory: Memory = 2,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +116,7 @@ def train(
         folder / "checkpoints", steps=checkpoint_steps, minutes=checkpoint_minutes, restart=restart and not resume
     )
     with DecodeProgress(silent) as progress:
-        examples, held = open_data(data, loaded, skip_bad=skip_bad, progress=progress)
+        examples, held = open_data(data, loaded, skip_bad=skip_bad, progress=progress, memory=round(memory * 10**9))
     skipped = examples.skipped + (held.skipped if held is not None else ())
     say_skipped(skipped, quiet)
     for note in data_notes(examples, held, loaded, settings, validation):

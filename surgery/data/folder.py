@@ -20,7 +20,7 @@ from surgery.marks import labels
 
 __all__ = ["MEMORY", "class_names", "decoded", "folder_parts", "from_folder"]
 
-MEMORY = 2 * 2**30  # how many bytes of decoded images are kept
+MEMORY = 2 * 10**9  # how many bytes of decoded images are kept
 
 
 def _class_folders(path: Path) -> list[str]:

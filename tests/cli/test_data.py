@@ -93,3 +93,11 @@ def test_evaluate_says_which_part_it_measured(model: Path, images: Path) -> None
     assert json.loads(run("evaluate", model, images / "train", "--json").stdout)["split"] == "all"
     assert "no part 'test'; it has train, val" in fails("evaluate", model, images, "--split", "test")
     assert "no part 'train'; it has all" in fails("evaluate", model, images / "train", "--split", "train")
+
+
+def test_images_that_do_not_fit_the_memory_give_the_same_results(model: Path, images: Path, tmp_path: Path) -> None:
+    words = ["train", model, images, "--epochs", "2", "--json", "-o", tmp_path / "out", "--restart"]
+    kept, read = (json.loads(run(*words, *more).stdout)["history"] for more in ([], ["--memory", "0"]))
+    assert [r["val_loss"] for r in kept] == [r["val_loss"] for r in read]
+    scores = [json.loads(run("evaluate", model, images, "--json", "--memory", m).stdout)["loss"] for m in ("0", "1")]
+    assert scores[0] == scores[1]
