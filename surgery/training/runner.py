@@ -142,7 +142,7 @@ class Training:
         binding = self._graph.binding
         _bind_batch(binding, self.step_graph, examples, targets)
         if self._update is not self._graph:
-            for name in self._update.values.keys() & self._inputs:
+            for name in self._borrowed:
                 binding.bind_ortvalue_input(name, self._update.values[name])
             self._graph.run()
             if update:
@@ -154,8 +154,10 @@ class Training:
         return tuple(float(value.numpy()) for value in self._graph.scalars)
 
     @functools.cached_property
-    def _inputs(self) -> set[str]:
-        return {i.name for i in self.session.get_inputs()} - self.step_graph.carried.keys()
+    def _borrowed(self) -> list[str]:
+        """What the gradients' graph reads and only the other one changes: the parameters."""
+        read = {i.name for i in self.session.get_inputs()} - self.step_graph.carried.keys()
+        return [name for name in self._update.values if name in read]
 
     @staticmethod
     def _bind_rates(binding: Any, learning_rate: float, momentum: float | None) -> None:
