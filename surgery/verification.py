@@ -126,7 +126,7 @@ def _prepared(model: ir.Model, data: Path, part: str | None, count: int) -> Inpu
     from surgery.data import open_part
 
     examples = open_part(data, model, part)
-    for inputs, _ in examples.subset(np.arange(min(count, len(examples)))).batches(count):
+    for inputs, *_ in examples.subset(np.arange(min(count, len(examples)))).batches(count):
         return inputs if isinstance(inputs, dict) else {str(model.graph.inputs[0].name): inputs}
     raise SurgeryError(f"{data}: has no examples")
 

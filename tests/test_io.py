@@ -12,9 +12,8 @@ import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from surgery.io import writing
 from surgery.errors import SurgeryError
-from surgery.io import infer_shapes, load, save
+from surgery.io import infer_shapes, load, save, writing
 from surgery.layers import layers
 from surgery.marks import marks, set_marks
 from tests.graphs import run

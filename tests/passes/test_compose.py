@@ -56,6 +56,7 @@ def recipe(model: ir.Model) -> list[dict[str, object]]:
     relu = next(layer.name for layer in layers(model) if layer.op_type == "Relu")
     return [
         {"fold_batchnorm": None},
+        {"unfold": second},
         {"rename": {image: "image", output: "probabilities"}},
         {"set_batch": 2},
         {"set_input_size": {"size": 224}},
@@ -70,12 +71,13 @@ def recipe(model: ir.Model) -> list[dict[str, object]]:
         {"insert_dropout": {"input": 0.1, "hidden": 0.3}},
         {"max_norm": {"value": 3}},
         {"learning_rate": {"layers": first, "multiplier": 0.1, "bias": 0.2}},
-        {"replace_head": {"units": 5, "initializer": "he", "seed": 1}},
+        {"replace_head": {"labels": list("vwxyz"), "initializer": "he", "seed": 1}},
         {"remove": f"{second}/leak"},
         {"run": "CommonSubexpressionEliminationPass"},
         {"run": "DeduplicateInitializersPass"},
         {"rename": {last: "classifier"}},
         {"prune_outputs": "probabilities"},
+        {"merge_labels": {"vw": ["v", "w"]}},
     ]
 
 
@@ -91,10 +93,10 @@ def test_twenty_passes(name: str, tmp_path: Path) -> None:
     again = load(tmp_path / "m.onnx")
     run = session(again, ["CPUExecutionProvider"])
     (scores,) = run.run(None, {"image": np.random.default_rng(1).normal(size=(2, 3, 224, 224)).astype(np.float32)})
-    np.testing.assert_allclose(scores.reshape(2, 5).sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(scores.reshape(2, 4).sum(1), 1, rtol=1e-5)
     assert np.isfinite(scores).all()
     assert head(again).name == "classifier"
-    assert labels(again, "probabilities") is None
+    assert labels(again, "probabilities") == ["vw", "x", "y", "z"]
     assert not find_layer(again, next(layer.name for layer in layers(again) if layer.index)).trainable
     assert all(marks(p).trainable for p in head(again).parameters.values())
     assert sum(n.op_type == "Dropout" for n in again.graph) >= 2
