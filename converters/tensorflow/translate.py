@@ -1,0 +1,175 @@
+"""From a TensorFlow graph to an ONNX model: prepared, translated by tf2onnx, cleaned."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.options import Dim
+from converters.registry import load_extra
+from converters.tensorflow.clean import clean
+from converters.tensorflow.graph import DROPOUT, find_ends, freeze, inline, mask, prune, unmask
+from converters.tensorflow.patterns import (
+    restore_batch_normalization,
+    restore_dropout,
+    settle_batch_normalization,
+    settle_switches,
+)
+from converters.tensorflow.source import Source, read_source, tensorflow
+from surgery.errors import SurgeryError
+
+__all__ = ["prepare", "translate"]
+
+_OPSET = 18  # the newest that tf2onnx 1.17 writes
+
+
+def translate(
+    path: Path,
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    signature: str | None,
+    shapes: Mapping[str, Sequence[Dim]],
+    batch: int | None,
+) -> ir.Model:
+    """Converts a network; see `converters.tensorflow.convert_tensorflow`."""
+    tf = tensorflow()
+    load_extra("tf2onnx", "tensorflow", "converting from TensorFlow")
+    source = read_source(path, inputs, outputs, signature)
+    with _quiet(), _as_one_line(path):
+        parameters = prepare(tf, source)
+        _set_shapes(source, shapes, batch)
+        model = ir.from_proto(_to_onnx(tf, source))
+    clean(model, source, parameters)
+    return model
+
+
+def prepare(tf: Any, source: Source) -> dict[str, np.ndarray]:
+    """Rewrites the graph of `source` for tf2onnx; returns its parameters by name."""
+    inline(tf, source)
+    find_ends(source)
+    nodes = [tensor.partition(":")[0] for tensor in (*source.inputs.values(), *source.outputs.values())]
+    _keep_statistics(source, nodes)
+    parameters = freeze(source)
+    settle_batch_normalization(source)
+    restore_dropout(source)
+    prune(source.graph, nodes)
+    settle_switches(source)
+    restore_batch_normalization(tf, source)
+    prune(source.graph, nodes)
+    return parameters
+
+
+def _keep_statistics(source: Source, nodes: Sequence[str]) -> None:
+    """Prunes what the network does not need, but not the moving statistics, which a graph that trains does not read."""
+    statistics = [n.name for n in source.graph.node if n.name.endswith(("/moving_mean", "/moving_variance"))]
+    prune(source.graph, [*nodes, *statistics])
+
+
+def _set_shapes(source: Source, shapes: Mapping[str, Sequence[Dim]], batch: int | None) -> None:
+    """Gives the inputs their shapes."""
+    left = dict(shapes)
+    nodes = {node.name: node for node in source.graph.node}
+    for name, tensor in source.inputs.items():
+        node = nodes.get(tensor.partition(":")[0])
+        if node is None:
+            raise SurgeryError(f"{source.path}: nothing that the outputs need reads input {name!r}")
+        shape = node.attr["shape"].shape
+        known = "shape" in node.attr and not shape.unknown_rank
+        dims = [dim.size for dim in shape.dim] if known else None
+        key = name if name in left else ""
+        if key in left and dims != []:
+            dims = [dims[0] if dims else -1, *(d if isinstance(d, int) else -1 for d in left.pop(key))]
+        if batch is not None and dims:
+            dims[0] = batch
+        if dims:
+            node.attr["shape"].shape.Clear()
+            for size in dims:
+                node.attr["shape"].shape.dim.add(size=size)
+    if left:
+        raise SurgeryError(
+            f"{source.path}: no input takes the shape for {', '.join(left)}; it has {', '.join(source.inputs)}"
+        )
+
+
+def _to_onnx(tf: Any, source: Source) -> Any:
+    """Runs tf2onnx, without what it does to weights: fusing batch normalization, merging equal ones."""
+    from tf2onnx import optimizer, tf_loader, tf_utils, tfonnx
+    from tf2onnx.optimizer.back_to_back_optimizer import BackToBackOptimizer, _func_map
+
+    inputs, outputs = list(source.inputs.values()), list(source.outputs.values())
+    renamed = _public_names(source)
+    kept = mask(source.graph)
+    with tf.Graph().as_default():
+        graph = tf_loader.tf_optimize(inputs, outputs, source.graph)
+    unmask(graph, kept)
+
+    def dropout(ctx: Any, node: Any, name: str, args: Any) -> None:
+        ratio = ctx.make_const(f"{name}/ratio", np.array(float(node.get_attr_str("message")), np.float32))
+        node.type = "Dropout"
+        node.attr.clear()
+        ctx.replace_inputs(node, [node.input[0], ratio.output[0]])
+
+    class BackToBack(BackToBackOptimizer):
+        def optimize(self, graph: Any, iteration: int) -> Any:
+            fusion = _func_map.pop(("Conv", "BatchNormalization"), None)
+            try:
+                return super().optimize(graph, iteration)
+            finally:
+                if fusion is not None:
+                    _func_map["Conv", "BatchNormalization"] = fusion
+
+    steps = optimizer._get_optimizers() | {"remove_back_to_back": BackToBack}
+    del steps["merge_duplication"]
+    tf_utils.TF_IGNORED_NODE_ATTRS.add("element_shape_except0")  # TensorArrayConcat's, of which it can make nothing
+    with tf.Graph().as_default() as tf_graph:
+        tf.import_graph_def(graph, name="")
+        translated = tfonnx.process_tf_graph(
+            tf_graph,
+            opset=_OPSET,
+            custom_op_handlers={DROPOUT: (dropout, [])},
+            input_names=inputs,
+            output_names=outputs,
+            tensors_to_rename=renamed,
+        )
+        return optimizer.optimize_graph(translated, catch_errors=True, optimizers=steps).make_model("tensorflow")
+
+
+def _public_names(source: Source) -> dict[str, str]:
+    """Tensor → name; an output that is called as an input, or is one, gets a number."""
+    found = {tensor: name for name, tensor in source.inputs.items()}
+    for name, tensor in source.outputs.items():
+        if tensor not in found:
+            found[tensor] = name if name not in source.inputs else f"{name}_2"
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TensorFlow and tf2onnx from logging what is raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "tf2onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _as_one_line(path: Path) -> Iterator[None]:
+    """Makes one line of whatever TensorFlow and tf2onnx raise, which is of many kinds."""
+    try:
+        yield
+    except SurgeryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise SurgeryError(f"{path}: TensorFlow or tf2onnx cannot convert it ({reason})") from error
