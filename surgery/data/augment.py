@@ -143,11 +143,16 @@ class Augment(BaseModel):
         return self.crop is not None or self.resized_crop is not None
 
     @property
+    def moves(self) -> bool:
+        """Whether pixels get other places or are replaced, so that a map of targets would no longer fit."""
+        turns = self.horizontal_flip or self.vertical_flip or self.rotate
+        return bool(self.cuts or turns or self.erase or self.cutmix)
+
+    @property
     def changes_images(self) -> bool:
         """Whether it changes single images."""
-        return bool(
-            self.cuts or self.horizontal_flip or self.vertical_flip or self.rotate or self.color_jitter or self.erase
-        )
+        turns = self.horizontal_flip or self.vertical_flip or self.rotate
+        return bool(self.cuts or turns or self.color_jitter or self.erase)
 
     @property
     def mixes(self) -> bool:

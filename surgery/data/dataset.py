@@ -129,8 +129,8 @@ class Dataset:
         """Returns the same examples, changed and drawn as `augment` and `sampling` say.
 
         Raises:
-            SurgeryError: They are not images, but `augment` changes images; or not of one class each, but sampling is
-                balanced.
+            SurgeryError: They are not images, but `augment` changes images; their targets are maps, but it moves pixels;
+                they are not of one class each, but sampling is balanced.
         """
         if augment is not None and augment.nothing:
             augment = None
@@ -143,12 +143,20 @@ class Dataset:
                     "augment changes raw images (uint8, [N, H, W] or [N, H, W, 3]); these examples are "
                     f"{rows.dtype} {list(rows.shape)}; only mixup takes them"
                 )
+        if augment is not None and augment.moves:
+            named = self.targets if isinstance(self.targets, dict) else {"": self.targets}
+            maps = next((targets for targets in named.values() if targets.ndim > 2), None)
+            if maps is not None:
+                raise SurgeryError(
+                    "augment would move the images' pixels, but not their targets, which are maps of shape "
+                    f"{list(maps.shape[1:])}; only color_jitter and mixup fit these"
+                )
         if sampling == "balanced" and not self._of_classes:
             raise SurgeryError("sampling: balanced draws classes; the targets are not a class number for each example")
         return dataclasses.replace(self, augment=augment, sampling=sampling)
 
     def one_hot(self, classes: int | Mapping[str, int | None]) -> Dataset:
-        """Returns the same examples with class numbers as rows of 0 and 1, as mixed examples need them.
+        """Returns the same examples with class numbers `[N, …]` as 0 and 1 `[N, classes, …]`, as mixing needs them.
 
         Args:
             classes: How many there are; for several outputs, by name, None where they stay as they are.
@@ -162,7 +170,7 @@ class Dataset:
                     f"the labels go from {targets.min()} to {targets.max()}, but the output takes 0 to {count - 1}; "
                     "examples with other labels cannot be mixed"
                 )
-            return np.eye(count, dtype=np.float32)[targets]
+            return np.moveaxis(np.eye(count, dtype=np.float32)[targets], -1, 1)
 
         if isinstance(self.targets, dict):
             assert isinstance(classes, Mapping)
@@ -237,11 +245,15 @@ class Dataset:
             if augment is not None:
                 assert seed is not None
                 return self._changed(part, augment, (seed, epoch), number, number * size, each)
-            if slow and not isinstance(self.examples, dict):
-                return self.prepare(np.stack(each(self.examples.__getitem__, part))), take(self.targets, part)
-            return self.prepare(take(self.examples, part)), take(self.targets, part)
+            return self.prepare(self._read(part, each)), take(self.targets, part)
 
         return prefetch(make, range(first, len(parts)), threads=slow)
+
+    def _read(self, part: np.ndarray, each: Each) -> Arrays:
+        """The examples at the indices in `part`, each in a thread where that pays."""
+        if not isinstance(self.examples, dict) and getattr(self.examples, "slow", False):
+            return np.stack(each(self.examples.__getitem__, part))
+        return take(self.examples, part)
 
     def _changed(
         self, part: np.ndarray, augment: Augment, entropy: tuple[int, int], number: int, place: int, each: Each
@@ -261,7 +273,7 @@ class Dataset:
 
             examples: Arrays = np.stack(each(one, range(len(part))))
         else:
-            examples = take(rows, part)
+            examples = self._read(part, each)
         rng = np.random.default_rng([*entropy, *_MIXING, number])
         way, keep = augment.mixing(rng)
         partners = rng.permutation(len(part))

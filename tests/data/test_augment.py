@@ -302,3 +302,28 @@ def test_balanced_sampling_draws_all_classes_alike() -> None:
     np.testing.assert_array_equal(np.concatenate(same), np.concatenate(data.order(10, seed=4, epoch=0)))
     with pytest.raises(SurgeryError, match="not a class number for each example"):
         Dataset(np.zeros((3, 1)), np.zeros(3, np.float32)).augmented(None, "balanced")
+
+
+def test_maps_of_classes_are_not_left_behind_their_images() -> None:
+    images, maps = RNG.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8), RNG.integers(0, 3, (4, 8, 8))
+    data = from_arrays(images, maps, MODEL)
+    for how in ({"horizontal_flip": True}, {"cutmix": 1.0}, {"crop": {}}, {"erase": 0.1}, {"rotate": 5}):
+        with pytest.raises(SurgeryError, match=r"not their targets, which are maps of shape \[8, 8\]"):
+            data.augmented(Augment(**how))  # type: ignore[arg-type]
+    mixed = data.augmented(Augment(mixup=1.0, color_jitter=0.2)).one_hot(3)  # type: ignore[arg-type]
+    ((_, targets),) = mixed.batches(4, seed=0)
+    assert targets.shape == (4, 3, 8, 8)
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+    ((_, plain),) = data.one_hot(3).batches(4)
+    np.testing.assert_array_equal(plain.argmax(1), maps)
+
+
+def test_mixing_images_in_files_reads_them_in_threads(tmp_path: Path) -> None:
+    for name in ("ants", "bees"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.fromarray(RNG.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(tmp_path / name / f"{index}.png")
+    kept, read = (from_folder(tmp_path, MODEL, memory=m).augmented(Augment(mixup=1.0)).one_hot(2) for m in (10**6, 0))
+    for (x, t), (y, u) in zip(kept.batches(4, seed=0), read.batches(4, seed=0), strict=True):
+        np.testing.assert_array_equal(x, y)
+        np.testing.assert_array_equal(t, u)
