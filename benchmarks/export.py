@@ -20,9 +20,9 @@ def main() -> None:
     """Writes NET.onnx and NET.npz; where the network has dropout, its twin without as well."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     net = nets.build(name)
-    _export(net, NETS[name].shape, folder / f"{name}.onnx")
+    write_onnx(net, NETS[name].shape, folder / f"{name}.onnx")
     if any(isinstance(module, nn.Dropout) for module in net.modules()):
-        _export(nets.build(name, dropout=False), NETS[name].shape, folder / f"{name}-plain.onnx")
+        write_onnx(nets.build(name, dropout=False), NETS[name].shape, folder / f"{name}-plain.onnx")
     np.savez(folder / f"{name}.npz", *_batch(name))
 
 
@@ -33,7 +33,7 @@ def _batch(name: str) -> tuple[np.ndarray, np.ndarray]:
     return examples, rng.integers(0, net.classes, net.batch)
 
 
-def _export(net: nn.Module, shape: tuple[int, ...], path: Path) -> None:
+def write_onnx(net: nn.Module, shape: tuple[int, ...], path: Path) -> None:
     """Writes `net` as ONNX for any batch, with its Dropout, and its BatchNormalization as it infers."""
     before = {name: tensor.numpy().copy() for name, tensor in net.state_dict().items()}
     with warnings.catch_warnings():

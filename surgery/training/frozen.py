@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -29,7 +30,7 @@ from surgery.errors import SurgeryError
 from surgery.training.fingerprint import model_digests
 from surgery.training.prefix import Split
 
-__all__ = ["CacheSettings", "Features", "Uncached", "features"]
+__all__ = ["CacheSettings", "Features", "Prefix", "Uncached", "features"]
 
 _FORMAT = 1
 _BATCH = 32
@@ -87,7 +88,55 @@ class _AsFloats:
         }
 
 
-def features(split: Split, data: Dataset, providers: list[str], settings: CacheSettings) -> Features:
+class Prefix:
+    """Runs the frozen prefix.
+
+    Args:
+        split: The network in two.
+        providers: Execution providers.
+    """
+
+    def __init__(self, split: Split, providers: list[str]) -> None:
+        self.split, self._providers = split, providers
+        self._inputs = [str(v.name) for v in split.prefix.graph.inputs]
+        self._outputs = [str(v.name) for v in split.prefix.graph.outputs]
+        self._checked = False
+
+    @functools.cached_property
+    def _session(self) -> Any:
+        return runtime.session(self.split.prefix, self._providers)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What its results depend on, data aside."""
+        return json.dumps([model_digests(self.split.prefix), list(self.split.cut), runtime.describe()])
+
+    def values(self, data: Dataset) -> Iterator[Values]:
+        """Yields the values at the cut, batch by batch.
+
+        Raises:
+            Uncached: They are not an example's own.
+        """
+        for examples, _ in data.batches(_BATCH):
+            given = examples if isinstance(examples, dict) else {self._inputs[0]: examples}
+            feed = {name: given[name] for name in self._inputs}
+            found = self._session.run(self._outputs, feed)
+            if not self._checked:
+                self._check_alone(feed, found)
+                self._checked = True
+            yield given | dict(zip(self._outputs, found, strict=True))
+
+    def _check_alone(self, feed: Values, found: list[np.ndarray]) -> None:
+        """Makes sure that an example's values are its own, whatever else is in the batch."""
+        for row in range(min(2, len(found[0]))):
+            alone = self._session.run(self._outputs, {name: array[row : row + 1] for name, array in feed.items()})
+            for one, among in zip(alone, found, strict=True):
+                largest = max(1.0, float(np.abs(among[row]).max()))
+                if not np.allclose(one[0], among[row], rtol=1e-3, atol=1e-4 * largest):
+                    raise Uncached("it mixes the examples of a batch")
+
+
+def features(prefix: Prefix, data: Dataset, settings: CacheSettings) -> Features:
     """Computes what the prefix makes of `data`, or finds it where an earlier training has left it.
 
     Raises:
@@ -97,18 +146,18 @@ def features(split: Split, data: Dataset, providers: list[str], settings: CacheS
     if not data.deterministic:
         raise Uncached("augmentation makes other examples each epoch")
     specs: dict[str, Spec] = {}
-    for name, (dtype, shape) in split.cut.items():
+    for name, (dtype, shape) in prefix.split.cut.items():
         kept = np.dtype(np.float16) if settings.float16 and dtype.numpy() == np.float32 else np.dtype(dtype.numpy())
         specs[name] = kept, (len(data), *shape)
     size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs.values())
-    key = _key(split, data, specs) if settings.folder is not None else None
+    key = _key(prefix, data, specs) if settings.folder is not None else None
     if settings.folder is not None and key is not None:
-        return _in_folder(Path(settings.folder) / key, split, data, providers, settings, specs, size)
+        return _in_folder(Path(settings.folder) / key, prefix, data, settings, specs, size)
     unknown = ", not in a folder, as the data do not say what they are" if settings.folder is not None else ""
     if size <= settings.memory * _GB:
         arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in specs.items()}
         row = 0
-        for values in _compute(split, data, providers, specs):
+        for values in _narrowed(prefix, data, specs):
             count = len(next(iter(values.values())))
             for name, value in values.items():
                 arrays[name][row : row + count] = value
@@ -119,7 +168,7 @@ def features(split: Split, data: Dataset, providers: list[str], settings: CacheS
         files = {
             name: stack.enter_context(tempfile.TemporaryFile()) for name in specs
         }  # nameless: gone with the process
-        _write(files, _compute(split, data, providers, specs))
+        _write(files, _narrowed(prefix, data, specs))
         maps = {n: np.memmap(files[n], dtype, "r", shape=shape) for n, (dtype, shape) in specs.items()}
     return _features(data, maps, size, f"in a memory-mapped file{unknown}")
 
@@ -130,9 +179,8 @@ def _features(data: Dataset, arrays: Mapping[str, np.ndarray], size: int, place:
 
 def _in_folder(
     folder: Path,
-    split: Split,
+    prefix: Prefix,
     data: Dataset,
-    providers: list[str],
     settings: CacheSettings,
     specs: dict[str, Spec],
     size: int,
@@ -150,7 +198,7 @@ def _in_folder(
     try:
         with _disk_full(folder.parent), contextlib.ExitStack() as stack:
             files = {n: stack.enter_context((aside / str(i)).open("wb")) for i, n in enumerate(specs)}
-            _write(files, _compute(split, data, providers, specs))
+            _write(files, _narrowed(prefix, data, specs))
             (aside / _INDEX).write_text(json.dumps(_index(specs)), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
         with contextlib.suppress(OSError):  # another training was faster
@@ -177,12 +225,12 @@ def _read(folder: Path, specs: dict[str, Spec]) -> Values | None:
         return None
 
 
-def _key(split: Split, data: Dataset, specs: dict[str, Spec]) -> str | None:
+def _key(prefix: Prefix, data: Dataset, specs: dict[str, Spec]) -> str | None:
     """What the arrays are of, as a file name; None of data that do not say what they are."""
     print_ = data.fingerprint()
     if print_ is None:
         return None
-    parts = [_FORMAT, model_digests(split.prefix), print_, _index(specs), runtime.describe()]
+    parts = [_FORMAT, prefix.digest, print_, _index(specs)]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -213,18 +261,8 @@ def _disk_full(folder: str | Path) -> Iterator[None]:
         raise SurgeryError(f"{folder}: the cache cannot be written ({error.strerror})") from error
 
 
-def _compute(split: Split, data: Dataset, providers: list[str], specs: dict[str, Spec]) -> Iterator[Values]:
-    """Yields the values at the cut, batch by batch."""
-    session = runtime.session(split.prefix, providers)
-    inputs, names = [str(v.name) for v in split.prefix.graph.inputs], [str(v.name) for v in split.prefix.graph.outputs]
-    first = True
-    for examples, _ in data.batches(_BATCH):
-        given = examples if isinstance(examples, dict) else {inputs[0]: examples}
-        feed = {name: given[name] for name in inputs}
-        values = given | dict(zip(names, session.run(names, feed), strict=True))
-        if first:
-            _check_alone(session, names, feed)
-            first = False
+def _narrowed(prefix: Prefix, data: Dataset, specs: dict[str, Spec]) -> Iterator[Values]:
+    for values in prefix.values(data):
         yield {name: _narrow(values[name], dtype) for name, (dtype, _) in specs.items()}
 
 
@@ -236,14 +274,3 @@ def _narrow(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if np.isinf(kept).any():
         raise Uncached(f"float16 cannot hold its values, which go up to {np.abs(values).max():.3g}")
     return kept
-
-
-def _check_alone(session: Any, names: list[str], feed: Values) -> None:
-    """Makes sure that an example's values are its own, whatever else is in the batch."""
-    pair = {name: array[:2] for name, array in feed.items()}
-    together = session.run(names, pair)
-    for row in range(len(next(iter(pair.values())))):
-        alone = session.run(names, {name: array[row : row + 1] for name, array in pair.items()})
-        for one, both in zip(alone, together, strict=True):
-            if not np.allclose(one[0], both[row], rtol=1e-3, atol=1e-4 * max(1.0, float(np.abs(both).max()))):
-                raise Uncached("it mixes the examples of a batch")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,7 @@ from surgery import runtime
 from surgery.data import Dataset
 from surgery.layers import find_output
 from surgery.training.checkpoint import State
-from surgery.training.fingerprint import model_digests
-from surgery.training.frozen import Features, Uncached, features
+from surgery.training.frozen import Features, Prefix, Uncached, features
 from surgery.training.loop import Stage
 from surgery.training.metrics import check_metrics, kind_of, rehearse
 from surgery.training.phases import Phase, restrict
@@ -143,13 +141,13 @@ class Stages:
             return None, [None, None], []
         if isinstance(parts, str):
             return None, [None, None], [f"frozen part: computed in each epoch, as {parts}"]
-        digest = json.dumps([model_digests(parts.prefix), list(parts.cut)])
-        keys = [f"{digest} {which}" for which in ("data", "held")]
+        prefix = Prefix(parts, self._providers)
+        keys = [f"{prefix.digest if len(self._phases) > 1 else ''} {which}" for which in ("data", "held")]
         self._found = {key: self._found[key] for key in keys if key in self._found}  # others are of an earlier phase
         for key, data in zip(keys, (self.data, self._held), strict=True):
             if key not in self._found and data is not None:
                 try:
-                    self._found[key] = features(parts, data, self._providers, self._settings.cache)
+                    self._found[key] = features(prefix, data, self._settings.cache)
                 except Uncached as error:
                     self._found[key] = str(error)
         found = [self._found.get(key) for key in keys]

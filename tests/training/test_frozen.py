@@ -18,7 +18,7 @@ from surgery.errors import SurgeryError
 from surgery.passes import Freeze, InsertDropout
 from surgery.training import stages
 from surgery.training.callbacks import Callback
-from surgery.training.frozen import CacheSettings, Uncached, features
+from surgery.training.frozen import CacheSettings, Prefix, Uncached, features
 from surgery.training.prefix import Split, split
 from tests.nets import Residual, batches, graph_with_input, lenet, model_of, parameter, residual, torch_lenet
 
@@ -284,7 +284,7 @@ def test_examples_that_depend_on_each_other_are_not_cached() -> None:
 
 def cached(settings: CacheSettings, model: ir.Model | None = None, data: Dataset | None = None) -> Any:
     model = model or frozen(lenet(torch_lenet()), {"first": 2})
-    return features(parts(model), data or images(28, 1), CPU, settings)
+    return features(Prefix(parts(model), CPU), data or images(28, 1), settings)
 
 
 def test_what_is_too_large_for_memory_goes_to_a_file_and_what_is_too_large_for_that_is_not_kept() -> None:
@@ -332,7 +332,7 @@ def test_a_folder_keeps_it_for_the_next_training(tmp_path: Path, monkeypatch: py
     def fail(*_: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("surgery.training.frozen._compute", fail)
+    monkeypatch.setattr(Prefix, "values", fail)
     again = cached(settings)
     assert again.place == f"read from {folder}"
     for name, array in again.data.examples.items():
@@ -400,9 +400,9 @@ def test_a_disk_without_room_switches_it_off(monkeypatch: pytest.MonkeyPatch) ->
 def test_phases_with_the_same_frozen_part_compute_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Split] = []
 
-    def count(found: Split, *rest: Any) -> Any:
-        calls.append(found)
-        return features(found, *rest)
+    def count(prefix: Prefix, *rest: Any) -> Any:
+        calls.append(prefix.split)
+        return features(prefix, *rest)
 
     monkeypatch.setattr(stages, "features", count)
     phases = [{"epochs": 1, "train": "head"}, {"epochs": 1, "train": "head", "learning_rate": "×0.1"}]
