@@ -26,15 +26,19 @@ from surgery.wiring import check_wiring
 __all__ = ["load"]
 
 
-def load(path: str | os.PathLike[str]) -> ir.Model:
+def load(path: str | os.PathLike[str], *, oldest: int = MIN_OPSET) -> ir.Model:
     """Loads an ONNX model; its big weights stay in their files until somebody looks at them.
 
     Weights become plain initializers of the shape in which they are used, also where the file has them as graph inputs
     (as IR version 3 demands), as Constant operators or behind a Reshape. Every operator gets a name, and shapes are
     inferred where the file has none.
 
+    Args:
+        path: The file.
+        oldest: The oldest operator set that is wanted; no runtime reads one before `MIN_OPSET`.
+
     Raises:
-        SurgeryError: The file is missing, empty, truncated, not ONNX, or of an operator set outside `MIN_OPSET` to
+        SurgeryError: The file is missing, empty, truncated, not ONNX, or of an operator set outside `oldest` to
             `MAX_OPSET`; its graph is not one; or its weights are missing, of another size than their shape, overlap,
             or are outside the model's folder.
     """
@@ -63,7 +67,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise SurgeryError(f"{path}: is not a readable ONNX file, or is truncated ({first_line(error)})") from error
     if not len(model.graph) and not model.graph.outputs:
         raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
-    _check_opset(model, path)
+    _check_opset(model, path, oldest)
     check_wiring(model, path)
     place_tensors(model, path, source, inline)
     clean(model)
@@ -73,17 +77,17 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     return model
 
 
-def _check_opset(model: ir.Model, path: Path) -> None:
+def _check_opset(model: ir.Model, path: Path, oldest: int) -> None:
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if opset > MAX_OPSET:
         raise SurgeryError(
             f"{path}: uses operator set {opset}, newer than {MAX_OPSET}, the last one every supported runtime reads; "
             f"export it with opset {MAX_OPSET} or lower"
         )
-    if opset < MIN_OPSET and any(node.domain in ("", "ai.onnx") for node in model.graph):
+    if opset < oldest and any(node.domain in ("", "ai.onnx") for node in model.graph):
         raise SurgeryError(
-            f"{path}: uses operator set {opset}; {MIN_OPSET} is the oldest that ONNX Runtime reads; export it anew or "
-            "raise it with onnx.version_converter"
+            f"{path}: uses operator set {opset}; {oldest} is the oldest that ONNX Runtime reads; export it anew or "
+            "raise it with `surgery convert`"
         )
 
 
