@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,12 @@ def _to_train(value: Any) -> Any:
         if isinstance(value, settings)
         else _validate(settings, {} if value is None else value, ("train",), _Context())
     )
+
+
+@functools.cache
+def _schema(kind: type[Any]) -> dict[str, Any]:
+    """The JSON Schema of a pass or of the training settings."""
+    return TypeAdapter(kind).json_schema()
 
 
 def _is_list(value: Any) -> bool:
@@ -161,7 +168,7 @@ def _plain(item: Any, key: Key, context: _Context) -> tuple[str, dict[str, Any]]
     if name not in registry:
         raise context.error((*key, name), f"unknown pass{nearest(name, registry)}")
     kind = registry[name]
-    names = TypeAdapter(kind).json_schema().get("properties", {})
+    names = _schema(kind).get("properties", {})
     short = kind.shorthand
     if fields is None:
         return name, {}
@@ -218,7 +225,7 @@ def _override(text: str, plain: list[tuple[str, dict[str, Any]]], train: dict[st
         key, kind = ("passes", index, name), registry[name]
     if not rest:
         raise SurgeryError(f"{here}: say which key of {first}, such as {path}.KEY=VALUE")
-    known = list(TypeAdapter(kind).json_schema().get("properties", {}))
+    known = list(_schema(kind).get("properties", {}))
     if rest[0] not in known:
         raise SurgeryError(f"{here}: {first} has no key {rest[0]!r}{nearest(rest[0], known)}")
     changed: Key = (*key, *rest)
@@ -247,7 +254,7 @@ def _validate(kind: Any, fields: Any, key: Key, context: _Context) -> Any:
     try:
         return kind(**fields)
     except ValidationError as error:
-        inside, message = explain(error, fields, TypeAdapter(kind).json_schema())
+        inside, message = explain(error, fields, _schema(kind))
         raise context.error((*key, *inside), message) from error
 
 

@@ -53,7 +53,7 @@ def _check_node(node: ir.Node, opset: int, path: Path) -> None:
 
 def _least_inputs(node: ir.Node, opset: int) -> int:
     """How many inputs an operator needs, by its specification."""
-    with contextlib.suppress(onnx.defs.SchemaError):
+    with contextlib.suppress(onnx.defs.SchemaError, TypeError):  # the latter for versions that are no int32
         return onnx.defs.get_schema(node.op_type, opset, "").min_input if node.domain in _ONNX else 0
     return 0
 
