@@ -129,8 +129,8 @@ class Dataset:
         """Returns the same examples, changed and drawn as `augment` and `sampling` say.
 
         Raises:
-            SurgeryError: They are not images, but `augment` changes images; their targets are maps, but it moves pixels;
-                they are not of one class each, but sampling is balanced.
+            SurgeryError: `augment` changes images, but they are none; or moves pixels, but their targets are maps;
+                sampling is balanced, but they are not of one class each.
         """
         if augment is not None and augment.nothing:
             augment = None
