@@ -50,6 +50,19 @@ class EpochLines(Callback):
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self._bar = _bar("training", "loss {task.fields[loss]:.4g}")
+        self._frozen: Progress | None = None
+
+    def on_frozen(self, done: int, total: int) -> None:
+        if self._quiet:
+            return
+        if self._frozen is None:
+            self._frozen = _bar("frozen layers")
+            self._frozen.add_task("frozen", total=total)
+            self._frozen.start()
+        self._frozen.update(self._frozen.task_ids[0], completed=done)
+        if done == total:
+            self._frozen.stop()
+            self._frozen = None
 
     def on_train_begin(self, plan: Plan) -> None:
         self._epochs = plan.epochs

@@ -64,6 +64,12 @@ class Callback:
     def on_note(self, note: str) -> None:
         """Where there is something to tell, in a line: what is cached, that a phase begins."""
 
+    def on_frozen(self, done: int, total: int) -> None:
+        """While the results of the frozen part are computed: for how many examples, of how many.
+
+        It may come before `on_train_begin`. The last call has all of them done, however it ends.
+        """
+
     def on_step_end(self, epoch: int, step: int, loss: float) -> None:
         """After each step; both counted from 1 and `step` within its epoch."""
 

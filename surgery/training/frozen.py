@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,10 +94,13 @@ class Prefix:
     Args:
         split: The network in two.
         providers: Execution providers.
+        progress: Called with how many examples are done, and of how many; in the end with all, however it ends.
     """
 
-    def __init__(self, split: Split, providers: list[str]) -> None:
-        self.split, self._providers = split, providers
+    def __init__(
+        self, split: Split, providers: list[str], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        self.split, self._providers, self._progress = split, providers, progress
         self._inputs = [str(v.name) for v in split.prefix.graph.inputs]
         self._outputs = [str(v.name) for v in split.prefix.graph.outputs]
         self._checked = False
@@ -117,14 +120,18 @@ class Prefix:
         Raises:
             Uncached: They are not an example's own.
         """
-        for examples, _ in data.batches(_BATCH):
-            given = examples if isinstance(examples, dict) else {self._inputs[0]: examples}
-            feed = {name: given[name] for name in self._inputs}
-            found = self._session.run(self._outputs, feed)
-            if not self._checked:
-                self._check_alone(feed, found)
-                self._checked = True
-            yield given | dict(zip(self._outputs, found, strict=True))
+        try:
+            for number, (examples, _) in enumerate(data.batches(_BATCH)):
+                self._progress(number * _BATCH, len(data))
+                given = examples if isinstance(examples, dict) else {self._inputs[0]: examples}
+                feed = {name: given[name] for name in self._inputs}
+                found = self._session.run(self._outputs, feed)
+                if not self._checked:
+                    self._check_alone(feed, found)
+                    self._checked = True
+                yield given | dict(zip(self._outputs, found, strict=True))
+        finally:
+            self._progress(len(data), len(data))
 
     def _check_alone(self, feed: Values, found: list[np.ndarray]) -> None:
         """Makes sure that an example's values are its own, whatever else is in the batch."""

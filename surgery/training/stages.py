@@ -12,6 +12,7 @@ import onnx_ir as ir
 from surgery import runtime
 from surgery.data import Dataset
 from surgery.layers import find_output
+from surgery.training.callbacks import Callback
 from surgery.training.checkpoint import State
 from surgery.training.frozen import Features, Prefix, Uncached, features
 from surgery.training.loop import Stage
@@ -44,6 +45,7 @@ class Stages:
         providers: Execution providers.
         data: The examples.
         held: The validation data.
+        callbacks: What to tell how far the frozen part is computed.
 
     Attributes:
         data: The examples, their targets as the steps take them.
@@ -58,7 +60,9 @@ class Stages:
         providers: list[str],
         data: Dataset,
         held: Dataset | None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
+        self._callbacks = callbacks
         self._model, self._settings, self._objective, self._providers = model, settings, objective, providers
         self._phases = settings.phases or [Phase(epochs=settings.epochs)]
         self._found: dict[str, Features | str] = {}  # by what they are of
@@ -141,7 +145,7 @@ class Stages:
             return None, [None, None], []
         if isinstance(parts, str):
             return None, [None, None], [f"frozen part: computed in each epoch, as {parts}"]
-        prefix = Prefix(parts, self._providers)
+        prefix = Prefix(parts, self._providers, self._tell)
         keys = [f"{prefix.digest if len(self._phases) > 1 else ''} {which}" for which in ("data", "held")]
         self._found = {key: self._found[key] for key in keys if key in self._found}  # others are of an earlier phase
         for key, data in zip(keys, (self.data, self._held), strict=True):
@@ -152,6 +156,10 @@ class Stages:
                     self._found[key] = str(error)
         found = [self._found.get(key) for key in keys]
         return parts, [f if isinstance(f, Features) else None for f in found], _told(parts, found)
+
+    def _tell(self, done: int, total: int) -> None:
+        for callback in self._callbacks:
+            callback.on_frozen(done, total)
 
 
 def _told(parts: Split, found: Sequence[Features | str | None]) -> list[str]:

@@ -121,7 +121,7 @@ def train(
     given = model
     if settings.reestimate_batchnorm:
         model = reestimated(model, examples, providers)
-    stages = Stages(model, settings, objective, providers, examples, held)
+    stages = Stages(model, settings, objective, providers, examples, held, callbacks)
     state = checkpoints.begin(_identity(given, settings, examples, held), resume) if checkpoints is not None else None
     if settings.early_stopping is not None:
         callbacks = [*callbacks, EarlyStopping(**settings.early_stopping.model_dump())]

@@ -29,6 +29,10 @@ CPU = ["CPUExecutionProvider"]
 class Notes(Callback):
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.done: list[tuple[int, int]] = []
+
+    def on_frozen(self, done: int, total: int) -> None:
+        self.done.append((done, total))
 
     def on_note(self, note: str) -> None:
         self.lines.append(note)
@@ -304,6 +308,13 @@ def _note(**how: Any) -> str:
     notes = Notes()
     surgery.train(frozen(lenet(torch_lenet()), {"first": 2}), images(28, 1), epochs=1, callbacks=[notes], **how)
     return notes.lines[0]
+
+
+def test_how_far_it_is_is_told() -> None:
+    notes = Notes()
+    how: dict[str, Any] = {"validation": images(28, 1, 20, 1), "callbacks": [notes]}
+    surgery.train(frozen(lenet(torch_lenet()), {"first": 2}), images(28, 1), epochs=1, **how)
+    assert notes.done == [(0, 48), (32, 48), (48, 48), (0, 20), (20, 20)]
 
 
 def test_half_the_size_is_near_enough() -> None:
