@@ -54,7 +54,7 @@ class _FineTuner(BaseEstimator):
         optimizer: Any = "sgd",
         learning_rate: float | None = None,
         schedule: Any = "constant",
-        weight_decay: float = 0.0,
+        weight_decay: float | None = None,
         validation: float = 0.0,
         early_stopping: Any = None,
         settings: dict[str, Any] | None = None,
@@ -165,7 +165,7 @@ class FineTuneClassifier(ClassifierMixin, _FineTuner):
         optimizer: A name, or a name with settings, as in a recipe.
         learning_rate: At the start; by default the optimizer's usual one.
         schedule: How the learning rate goes on, as in a recipe.
-        weight_decay: L2 regularization.
+        weight_decay: How much to regularize; by default the optimizer's usual.
         validation: The share of the examples that is split off to watch; the weights of the best epoch are kept.
         early_stopping: For how many epochs the loss may fail to improve, or a mapping as in a recipe.
         settings: Other fields of `surgery.training.settings.TrainSettings`, by name.
