@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar
 
 import onnx_ir as ir
 from pydantic import Field, NonNegativeInt
@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt
 from surgery.errors import SurgeryError
 from surgery.io import infer_shapes
 from surgery.layers import Layer, find_image, layers
-from surgery.marks import guess_layout, preprocessing, set_preprocessing
+from surgery.marks import Preprocessing, guess_layout, preprocessing, set_preprocessing
 from surgery.passes.base import Change, Pass, pass_dataclass
 from surgery.passes.dense import layer_stem, read_units, write_units
 from surgery.passes.initializers import Initializer, initialize
@@ -54,7 +54,7 @@ class SetInputSize(Pass):
         axis = 1 if (how.layout if how is not None else guess_layout(value.shape)) == "NHWC" else 2
         dims = [*value.shape[:axis], height, width, *value.shape[axis + 2 :]]
         if how is not None and set_preprocessing(
-            model, str(value.name), dataclasses.replace(how, size=(height, width))
+            model, str(value.name), _of_size(how, (height, width), value.shape[axis : axis + 2])
         ):
             yield Change(str(value.name), f"images are made {height} × {width}")
         if list(value.shape) == dims:
@@ -87,6 +87,15 @@ class SetInputSize(Pass):
         write_units(layer, new, bias, name, keep_marks=True)
         infer_shapes(model, strict=False)
         yield Change(layer.name, f"new weights for {given} inputs instead of {rows.shape[1]}")
+
+
+def _of_size(how: Preprocessing, size: tuple[int, int], before: Sequence[Any]) -> Preprocessing:
+    """The same preprocessing for another size: what images are resized to first changes in proportion."""
+    old, resize = how.size or before, None
+    if how.least is not None and all(isinstance(d, int) for d in old):
+        height, width = (max(round(n * new / d), new) for n, new, d in zip(how.least, size, old, strict=True))
+        resize = max(height, width) if isinstance(how.resize, int) else (height, width)
+    return dataclasses.replace(how, size=size, resize=resize)
 
 
 def _width(value: ir.Value | None) -> int | None:

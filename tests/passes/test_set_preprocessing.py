@@ -120,3 +120,16 @@ def test_images_are_not_resized_below_the_input() -> None:
         from_arrays(
             np.zeros((1, 9, 9, 3), np.uint8), np.zeros(1), model_with_input("N", 3, 8, 8, how=Preprocessing(resize=7))
         )
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "scaled"),
+    [(112, 256, 128), ([112, 224], 256, 256), (112, (256, 320), (128, 160)), (112, None, None), (225, 224, 225)],
+)
+def test_another_input_size_keeps_the_share_of_the_image_that_is_cut(size: Any, resize: Any, scaled: Any) -> None:
+    model = model_with_input("N", 3, 224, 224, how=Preprocessing(resize=resize))
+    for _ in range(2):
+        apply(model, [{"set_input_size": {"size": size}}])
+        how = preprocessing(model, "data")
+        assert how is not None
+        assert how.resize == scaled
