@@ -10,15 +10,13 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from converters.trial import try_once
+from converters.trial import LIGHT, try_once, weights_as_inputs
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.marks import Preprocessing, set_labels, set_preprocessing
 from surgery.proto import light_proto
 
 __all__ = ["apply_labels", "apply_preprocessing", "check", "read_labels"]
-
-_CHECKED = 2**16  # bytes: larger weights are checked by shape and type, without copies of their numbers
 
 
 def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> list[str]:
@@ -98,11 +96,8 @@ def check(model: ir.Model, source: Path) -> None:
     """
     model.ir_version = IR_VERSION
     infer_shapes(model)
-    proto, big = light_proto(model, _CHECKED)
-    for index in reversed([i for i, tensor in enumerate(proto.graph.initializer) if tensor.name in big]):
-        tensor = proto.graph.initializer[index]
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        del proto.graph.initializer[index]
+    proto, _ = light_proto(model, LIGHT)
+    weights_as_inputs(proto, model)
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:

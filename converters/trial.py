@@ -12,13 +12,14 @@ import onnx
 import onnx_ir as ir
 
 from surgery.errors import SurgeryError
+from surgery.marks import preprocessing
 from surgery.proto import light_proto
 from surgery.runtime import load_runtime
 
-__all__ = ["NotTriedError", "has_free_sizes", "made_up_inputs", "run", "try_once"]
+__all__ = ["LIGHT", "NotTriedError", "has_free_sizes", "made_up_inputs", "run", "try_once", "weights_as_inputs"]
 
-_KEPT = 2**16  # bytes: larger weights are given to the runtime as inputs, which needs no copy of them
-_MOST_BYTES = 2**30  # of all that a run computes
+LIGHT = 2**16  # bytes: larger weights are checked by shape and type, and run as inputs, without copies of them
+_MOST_INPUT, _MOST_BYTES = 2**28, 2**30  # the latter of all that a run computes
 _MOST_PRODUCTS = 2e11  # of convolutions and the like: ten times VGG-16's
 _MOST_SECONDS = 60.0
 _ANY_BATCH = ((1, 64), (12, 64))  # the batch and other free sizes to try; 12 can be split into 2, 3, 4 or 6
@@ -31,18 +32,27 @@ class NotTriedError(SurgeryError):
 
 
 def made_up_inputs(model: ir.Model, *, batch: int = 1, free: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns random inputs by name: normal numbers, small whole ones for integers, rows of a table for its indices.
+    """Returns random inputs by name: what random pixels become where the model says how, else normal numbers.
+
+    Integers are small, or those of rows where they look up a table.
 
     Args:
         model: The model.
         batch: The first dimension of an input that may have any.
         free: Its other dimensions that may have any size.
         seed: Of the numbers.
+
+    Raises:
+        NotTriedError: They would be too big.
     """
     rng = np.random.default_rng(seed)
     inputs = {}
+    size = 0
     for value in model.graph.inputs:
         dims = [d if isinstance(d, int) else batch if axis == 0 else free for axis, d in enumerate(value.shape or [])]
+        size += 4 * math.prod(dims)
+        if size > _MOST_INPUT:
+            raise NotTriedError(f"a run takes {size / 2**30:.1f} GB of input")
         kind = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         if kind.kind in "iub":
             high = 2 if kind.kind == "b" else _rows(value)
@@ -50,7 +60,12 @@ def made_up_inputs(model: ir.Model, *, batch: int = 1, free: int = 64, seed: int
         elif value.dtype == ir.DataType.STRING:
             inputs[str(value.name)] = np.full(dims, "", object)
         else:
-            inputs[str(value.name)] = rng.standard_normal(dims, np.float32).astype(kind)
+            numbers = rng.standard_normal(dims, np.float32)
+            how = preprocessing(model, str(value.name))
+            if how is not None:
+                mean, std = np.mean(how.mean), np.mean(how.std)
+                numbers = (rng.uniform(0, 255, dims) * how.scale - mean) / std
+            inputs[str(value.name)] = numbers.astype(kind)
     return inputs
 
 
@@ -105,8 +120,8 @@ def run(model: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         SurgeryError: The runtime refuses the model, or the run fails, or it takes too much.
     """
     runtime = load_runtime()
-    proto, _ = light_proto(model, _KEPT)
-    weights = _as_inputs(proto, model)
+    proto, _ = light_proto(model, LIGHT)
+    weights = weights_as_inputs(proto, model)
     _check_cost(proto, inputs)
     options = runtime.SessionOptions()
     options.log_severity_level = 4
@@ -134,7 +149,7 @@ def _failure(error: Exception, terminated: bool) -> SurgeryError:
     return SurgeryError(reason)
 
 
-def _as_inputs(proto: onnx.ModelProto, model: ir.Model) -> dict[str, np.ndarray]:
+def weights_as_inputs(proto: onnx.ModelProto, model: ir.Model) -> dict[str, np.ndarray]:
     """Makes inputs of the weights that `proto` only refers to, and returns them; small ones it gets back."""
     feed = {}
     for index in reversed(range(len(proto.graph.initializer))):
@@ -143,7 +158,7 @@ def _as_inputs(proto: onnx.ModelProto, model: ir.Model) -> dict[str, np.ndarray]
         if message.data_location != onnx.TensorProto.EXTERNAL or tensor is None:
             continue
         array = tensor.numpy()
-        if tensor.nbytes <= _KEPT or array.dtype.isbuiltin != 1:  # bfloat16 and the like
+        if tensor.nbytes <= LIGHT or array.dtype.isbuiltin != 1:  # bfloat16 and the like
             message.ClearField("data_location")
             message.ClearField("external_data")
             message.raw_data = tensor.tobytes()
