@@ -37,6 +37,8 @@ def from_items(source: Any, model: ir.Model, *, memory: int = MEMORY) -> Dataset
     Raises:
         SurgeryError: An item is not a pair, or they do not fit together.
     """
+    if hasattr(source, "batch_sampler") and hasattr(source, "dataset"):
+        raise SurgeryError("a DataLoader gives batches; give its data set (loader.dataset), batches are made here")
     indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if indexed and not len(source):
         raise SurgeryError("the data set is empty")

@@ -137,6 +137,7 @@ def test_several_inputs_and_outputs_come_by_name() -> None:
         ([(X[0], 1), (X[0][:2], 1)], r"example 0 has shape \[3\], example 1 \[2\]"),
         ([(X[0], [1, 2]), (X[1], [1])], "targets do not all have one shape"),
         ([(X[0], None), (X[1], None)], "the targets are object"),
+        (torch.utils.data.DataLoader([(X[0], 1)]), r"give its data set \(loader\.dataset\)"),
     ],
 )
 def test_objects_that_are_no_data(source: Any, message: str) -> None:
