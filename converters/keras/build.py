@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from converters.keras.context import Context, LayerFunction, find_layer, known_types, tensors
+from converters.keras.flatten import flatten_in_place
 from converters.keras.names import Names
 from converters.keras.network import Call, Layer, Network, Ref, references
 from converters.keras.parameters import Parameters
@@ -35,6 +36,8 @@ _TYPES = {
     "uint8": ir.DataType.UINT8,
     "bool": ir.DataType.BOOL,
 }
+_MASKS = ("mask", "query_mask", "value_mask", "key_mask", "attention_mask", "padding_mask")
+_IGNORING_MASKS = ("BatchNormalization",)  # at inference
 _MOST_CALLS = 100_000  # of all layers, models in models counted each time
 _IMAGE = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by rank
 _log = logging.getLogger(__name__)
@@ -101,6 +104,7 @@ class Builder:
         model = ir.Model(self.graph, ir_version=IR_VERSION, producer_name="onnx-surgery")
         self._finish(outputs)
         RemoveUnusedNodesPass()(model)
+        flatten_in_place(model)
         self.parameters.finish(self.note)
         return model
 
@@ -252,9 +256,11 @@ class Builder:
             raise SurgeryError(f"{self.path}: calls layers more than {_MOST_CALLS:,} times; no network does")
         if layer.network is not None:
             return self._run(layer.network, list(tensors([given.args, given.kwargs])), f"{name}{suffix}/")
+        masked = any(isinstance(given.kwargs.get(name), Tensor) for name in _MASKS)
+        given = Call(given.args, {key: value for key, value in given.kwargs.items() if key not in _MASKS})
         context = Context(self, layer, name, given, suffix)
-        if isinstance(given.kwargs.get("mask"), Tensor):
-            raise context.error("is given a mask, which cannot be converted")
+        if masked and layer.type not in _IGNORING_MASKS:
+            raise context.mask_error()
         before = len(self.graph)
         outer, self.op.prefix = self.op.prefix, f"{name}{suffix}/"
         result = self._function(context)(context)

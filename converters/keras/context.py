@@ -265,13 +265,17 @@ class Context:
             )
         return size
 
+    def mask_error(self) -> SurgeryError:
+        """An error for a layer that would heed a mask."""
+        return self.error(
+            "would leave out the steps that a mask (of Masking, Embedding with mask_zero, or an argument) hides, which "
+            "cannot be converted"
+        )
+
     def no_mask(self) -> None:
         """Raises where an input has a mask, which this layer would heed."""
         if any(t.masked for t in self.inputs):
-            raise self.error(
-                "would leave out the steps that a mask (Masking, or Embedding with mask_zero) hides, which cannot be "
-                "converted"
-            )
+            raise self.mask_error()
 
     def reshape(self, value: ir.Value, dims: Sequence[Dim | None], kept: dict[int, int] | None = None) -> ir.Value:
         """Emits a Reshape.

@@ -12,6 +12,7 @@ from converters import convert
 from surgery.errors import SurgeryError
 from surgery.layers import layers
 from surgery.marks import preprocessing
+from surgery.passes import ToFullyConvolutional
 from tests.converters.keras_checks import compare, expected, functional, keras, randomize, run, save
 
 L = keras.layers
@@ -288,12 +289,45 @@ def test_dropout_drops_in_training_what_keras_drops(tmp_path: Path, rng: np.rand
     np.testing.assert_allclose(found[found != 0], 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reader", ["one", "a normalization", "two"])
+def test_a_flattened_image_is_not_transposed_where_its_reader_can_be_turned(
+    reader: str, rng: np.random.Generator
+) -> None:
+    start = image()
+    flat = L.Dropout(0.2)(L.ReLU()(L.Flatten()(L.Conv2D(4, 3)(start))))
+    if reader == "a normalization":
+        flat = L.BatchNormalization()(flat)
+    outputs = [L.Dense(3, kernel_constraint="max_norm", name="head")(flat), *([flat] if reader == "two" else [])]
+    model = compare(keras.Model(start, outputs), rng)
+    assert sum(n.op_type == "Transpose" for n in model.graph) == (1 if reader == "one" else 2)
+    if reader == "one":
+        ToFullyConvolutional()(model)
+        shape = model.graph.outputs[0].shape
+        assert shape is not None
+        assert shape[1] == 3
+
+
+def test_lenet_computes_as_its_caffe_network(lenet_files: tuple[Path, Path]) -> None:
+    """The trained LeNet as Keras saves it; its layers have the Caffe layers' names."""
+    model = convert(lenet_files[0].parent / "formats" / "lenet.keras")
+    x = np.random.default_rng(0).random((4, 1, 28, 28), np.float32)
+    (found,) = run(model, np.ascontiguousarray(x.transpose(0, 2, 3, 1))).values()
+    (want,) = run(convert(lenet_files[0]), x).values()
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+    names = [layer.name for layer in layers(model) if layer.op_type != "Transpose"]
+    assert names == ["conv1", "pool1", "conv2", "pool2", "flatten", "ip1", "relu1", "drop1", "ip2", "prob"]
+
+
 def test_masks_are_refused_only_where_they_count(tmp_path: Path, rng: np.random.Generator) -> None:
     words = keras.Input((5,), dtype="int32")
     x = L.Embedding(9, 4, mask_zero=True)(words)
     compare(keras.Model(words, L.Dense(2)(L.Flatten()(x))), rng, [".keras"])
-    with pytest.raises(SurgeryError, match=r"'lstm' \(LSTM\): would leave out the steps that a mask"):
-        convert(save(keras.Model(words, L.LSTM(3, name="lstm")(x)), tmp_path / "net.keras"))
+    other = L.Masking(0.5)(steps := keras.Input((5, 3), name="steps"))
+    compare(keras.Model(steps, L.Flatten()(other)), rng, [".keras"])
+    for reads in (x, L.Dropout(0.1)(x), other):
+        model = keras.Model(steps if reads is other else words, L.LSTM(3, name="lstm")(reads))
+        with pytest.raises(SurgeryError, match=r"'lstm' \(LSTM\): would leave out the steps that a mask"):
+            convert(save(model, tmp_path / "net.keras"))
 
 
 def test_preprocessing_of_a_network_of_keras_applications(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def multi_head_attention(c: Context) -> Tensor | list[Tensor]:
         raise c.error("needs a query and a value")
     key = given.get("key") or value
     if any(isinstance(given.get(name), Tensor) for name in _ORDER[3:7]):
-        raise c.error("is given a mask, which cannot be converted")
+        raise c.mask_error()
     c.no_mask()
     axes = c.get("attention_axes")
     if any(t.rank != 3 for t in (query, value, key)) or axes not in (None, [1], 1) or c.get("use_gate", False):

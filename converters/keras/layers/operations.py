@@ -133,6 +133,28 @@ def clip(c: Context) -> Tensor:
     return c.like(x, c.op.Clip(x.value, float(least), float(most)))
 
 
+@operation("NotEqual")
+def not_equal(c: Context) -> Tensor:
+    """Where a value is not a number, as masks are worked out."""
+    x, other = c.x, _argument(c, 1, "x2")
+    if isinstance(other, bool) or not isinstance(other, int | float):
+        raise c.error(f"compares with {str(other)[:40]}, which cannot be converted")
+    number = c.op.constant(np.asarray(other, (x.value.dtype or ir.DataType.FLOAT).numpy()))
+    return c.like(x, c.op.Not(c.op.Equal(x.value, number)))
+
+
+@operation("Any")
+def any_of(c: Context) -> Tensor:
+    """Whether anything along an axis is true."""
+    x, axis = c.x, _argument(c, 1, "axis")
+    axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
+    place, keep = c.axis(axis), bool(_argument(c, 2, "keepdims", False))
+    number = c.op.Cast(c.plain(x), to=ir.DataType.FLOAT)
+    most = c.op.ReduceMax(number, c.op.constant([place]), keepdims=int(keep))
+    dims = [1 if i == place else d for i, d in enumerate(x.dims) if keep or i != place]
+    return c.tensor(c.op.Cast(most, to=ir.DataType.BOOL), dims)
+
+
 def _reduction(op_type: str) -> Callable[[Context], Tensor]:
     def function(c: Context) -> Tensor:
         x = c.floats(c.x)
