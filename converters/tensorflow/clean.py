@@ -23,6 +23,7 @@ __all__ = ["clean"]
 
 _NUMBER = re.compile(r"__\d+$")  # what tf2onnx makes names different with
 _CALLS = re.compile(r"^((Stateful)?PartitionedCall(_\d+)?/)+")  # of functions that were inlined
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _SIZES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by rank, with the batch
 
 
@@ -47,6 +48,8 @@ def clean(model: ir.Model, source: Source, parameters: Mapping[str, np.ndarray])
     if make_explicit(model):
         RemoveUnusedNodesPass()(model)
         infer_shapes(model)
+    if _flatten_normalization(model.graph):
+        RemoveUnusedNodesPass()(model)
     names = name_parameters(model, parameters)
     _name_nodes(model.graph, names)
 
@@ -81,13 +84,48 @@ def _name_dimensions(graph: ir.Graph) -> None:
         value.shape = ir.Shape(dims)
 
 
+def _flatten_normalization(graph: ir.Graph) -> bool:
+    """Takes away the reshaping around batch normalization of [N, C] that was one of images of one place."""
+    found = False
+    for node in graph:
+        if node.op_type != "BatchNormalization":
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        while x is not None and _moves_nothing(x) and (maker := x.producer()) is not None:
+            x = maker.inputs[0]
+        while (
+            len(y.uses()) == 1 and not y.is_graph_output() and _moves_nothing(y) and y.consumers()[0].op_type in _MOVES
+        ):
+            y = y.consumers()[0].outputs[0]
+        if x is node.inputs[0] or y is node.outputs[0] or not (_is_flat(x) and _is_flat(y)):
+            continue
+        found = True
+        node.replace_input_with(0, x)
+        out = node.outputs[0]
+        out.shape = y.shape
+        y.replace_all_uses_with(out, replace_graph_outputs=True)
+    return found
+
+
+def _moves_nothing(value: ir.Value) -> bool:
+    """Whether a value is of one place and channels only, and made by what only shapes it."""
+    maker = value.producer()
+    if value.shape is None or maker is None or maker.op_type not in (*_MOVES, "BatchNormalization"):
+        return False
+    return len(value.shape) == 4 and sum(d == 1 for d in value.shape) >= 2
+
+
+def _is_flat(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) == 2
+
+
 def _name_nodes(graph: ir.Graph, scopes: Mapping[ir.Node, str]) -> None:
     """Operators with parameters get the name of these' scope, others TensorFlow's, all different."""
     taken: Counter[str] = Counter()
     values = {v.name for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     for node in graph:
         name = scopes.get(node) or _CALLS.sub("", _NUMBER.sub("", node.name or "")) or node.op_type
-        node.name = _unique(name, taken)
+        node.name = _unique(name if node.op_type != "Transpose" else f"{name}/transpose", taken)
         for index, output in enumerate(node.outputs):
             if not output.is_graph_output():
                 output.name = f"{node.name}:{index}" if index or node.name in values else node.name

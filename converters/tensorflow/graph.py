@@ -29,6 +29,10 @@ _NO_OUTPUT = re.compile(
 _TRAINS = re.compile(r"(Resource)?(Sparse)?Apply[A-Z].*")
 KEEP = re.compile(r"(^|[/_])keep_?prob(ability)?s?", re.IGNORECASE)
 _FLOATS = (1, 2, 14, 19)  # DataType: float32, float64, bfloat16, float16
+_USUAL = {
+    *("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance", "weights", "biases", "embeddings", "alpha"),
+    *("depthwise_kernel", "pointwise_kernel", "recurrent_kernel"),
+}
 _RESOURCE = 20  # DataType
 _SHOWN = 8
 
@@ -120,7 +124,7 @@ def freeze(source: Source) -> dict[str, np.ndarray]:
         raise SurgeryError(f"{source.path}: the files have no value for {len(missing)} of its variables ({shown})")
     for node in nodes.values():
         _read_constant(nodes, node)
-    return found
+    return {_without_number(name, found): value for name, value in found.items()}
 
 
 def _read_constant(nodes: Mapping[str, Any], node: Any) -> None:
@@ -141,6 +145,13 @@ def _read_constant(nodes: Mapping[str, Any], node: Any) -> None:
         for name in ("dtype", "batch_dims"):
             if name in node.attr:
                 del node.attr[name]
+
+
+def _without_number(name: str, names: Iterable[str]) -> str:
+    """The name without a number that tells it from nothing: saving makes ``kernel_1`` of what was ``kernel``."""
+    plain = re.sub(r"_\d+$", "", name)
+    last = plain.rpartition("/")[2]
+    return plain if last in _USUAL and plain not in names else name
 
 
 def mask(graph: Any) -> dict[str, Any]:
@@ -192,7 +203,9 @@ def find_ends(source: Source) -> None:
         if any(_TRAINS.fullmatch(node.op) for node in nodes.values()):
             found = list(_frontier(nodes))
         else:
-            found = [name for name, node in nodes.items() if not readers[name] and not _NO_OUTPUT.fullmatch(node.op)]
+            ends = [name for name, node in nodes.items() if not readers[name] and not _NO_OUTPUT.fullmatch(node.op)]
+            fed = {name for name, node in nodes.items() if node.op == "Placeholder" and not _is_text(node)}
+            found = [name for name in ends if fed & _ancestors(nodes, [name])]
         if not found:
             raise SurgeryError(f"{source.path}: its outputs cannot be told; name them with --option outputs=[…]")
         source.outputs = {name: f"{name}:0" for name in found}
@@ -213,6 +226,11 @@ def _is_switch(node: Any) -> bool:
     return node.attr["dtype"].type == 10 and not node.attr["shape"].shape.dim
 
 
+def _is_text(node: Any) -> bool:
+    """Whether a placeholder is a text: the name of a file to save to."""
+    return bool(node.attr["dtype"].type == 7)
+
+
 def _ancestors(nodes: Mapping[str, Any], ends: Iterable[str]) -> set[str]:
     found: set[str] = set()
     stack = list(ends)
@@ -226,7 +244,9 @@ def _ancestors(nodes: Mapping[str, Any], ends: Iterable[str]) -> set[str]:
 
 def _frontier(nodes: Mapping[str, Any]) -> Iterator[str]:
     """What depends on the first placeholder alone, and is read by nothing that does."""
-    placeholders = [name for name, node in nodes.items() if node.op == "Placeholder" and not _is_switch(node)]
+    placeholders = [
+        name for name, node in nodes.items() if node.op == "Placeholder" and not _is_switch(node) and not _is_text(node)
+    ]
     if not placeholders:
         return
     readers: dict[str, list[str]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +12,8 @@ __all__ = ["name_parameters"]
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # What variables of batch normalization are called, by the place where ONNX reads them.
 _ROLES = {1: ("gamma", "scale"), 2: ("beta", "offset", "bias"), 3: ("mean",), 4: ("variance", "var")}
+
+_STATISTICS = ("mean", "variance", "gamma")
 
 _Print = tuple[int, int]
 
@@ -37,40 +38,49 @@ def name_parameters(model: ir.Model, variables: Mapping[str, np.ndarray]) -> dic
             by_print.setdefault(_print(np.asarray(array)), []).append(name)
     found: dict[str, list[ir.Value]] = {}
     scopes: dict[ir.Node, str] = {}
-    used: Counter[str] = Counter()
-    for value in list(graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or tensor.dtype not in _FLOATS or tensor.size < 2 or not value.uses():
-            continue
-        candidates = by_print.get(_print(tensor.numpy()), [])
+    for value in _in_order(graph):
+        assert value.const_value is not None
+        candidates = by_print.get(_print(value.const_value.numpy()), [])
         if not candidates:
             continue
         node, index = next(iter(value.uses()))
-        best = max(candidates, key=lambda name: (_closeness(name, node, index), -used[name]))
-        used[best] += 1
-        same = next((each for each in found.get(best, []) if _equal(each, value)), None)
+        best = max(candidates, key=lambda name: (_fits(name, node, index), name not in found, _closeness(name, node)))
+        scope = best.rpartition("/")[0]
+        if index == 1 and scope:
+            scopes[node] = scope if node.op_type != "Add" else f"{scope}/bias"
+        # Numbers that only one variable has are that one's wherever they are; zeros may be many variables'.
+        same = next((each for each in found.get(best, []) if len(candidates) == 1 and _equal(each, value)), None)
         if same is not None:
             value.replace_all_uses_with(same)
             del graph.initializers[str(value.name)]
             continue
         found.setdefault(best, []).append(value)
-        scope = best.rpartition("/")[0]
-        if index == 1 and scope:
-            scopes[node] = scope if node.op_type != "Add" else f"{scope}/bias"
     _rename(graph, found)
     return scopes
 
 
-def _closeness(variable: str, node: ir.Node, index: int) -> tuple[int, int]:
-    """How many parts of its path a variable shares with an operator, and whether it is called as what is read there."""
-    shared = 0
-    for a, b in zip(variable.split("/"), (node.name or "").split("/"), strict=False):
-        if a != b:
-            break
-        shared += 1
+def _in_order(graph: ir.Graph) -> list[ir.Value]:
+    """The initializers that may be variables, in the order in which they are read."""
+    found: dict[ir.Value, None] = {}
+    for node in graph:
+        for value in node.inputs:
+            tensor = value.const_value if value is not None and value.is_initializer() else None
+            if value is not None and tensor is not None and tensor.dtype in _FLOATS and tensor.size > 1:
+                found[value] = None
+    return list(found)
+
+
+def _fits(variable: str, node: ir.Node, index: int) -> bool:
+    """Whether a variable is called as what an operator reads at this place."""
     last = variable.rpartition("/")[2]
-    role = node.op_type == "BatchNormalization" and any(word in last for word in _ROLES.get(index, ()))
-    return int(role), shared
+    if node.op_type == "BatchNormalization":
+        return any(word in last for word in _ROLES.get(index, ()))
+    return not any(word in last for word in _STATISTICS)
+
+
+def _closeness(variable: str, node: ir.Node) -> int:
+    """How many parts of its path a variable has in common with an operator's."""
+    return len(set(variable.split("/")) & set((node.name or "").split("/")))
 
 
 def _equal(a: ir.Value, b: ir.Value) -> bool:

@@ -17,7 +17,7 @@ _RANDOM = ("RandomUniform", "StatelessRandomUniform", "StatelessRandomUniformV2"
 _ADD, _SELECT = ("Add", "AddV2"), ("Select", "SelectV2")
 _FUSED = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _USUAL_RATIO = 0.5  # where the graph leaves it to an input
-_FLOAT = 1  # DataType
+_FLOAT, _INT = 1, 3  # DataType
 
 
 class _Nodes:
@@ -177,7 +177,7 @@ def settle_batch_normalization(source: Source) -> None:
 
 
 def restore_batch_normalization(tf: Any, source: Source) -> None:
-    """Makes of (x · m) + (β − mean · m) with m = γ / √(variance + ε) an operator, for images [N, height, width, C]."""
+    """Makes an operator of (x · m) + (β − mean · m), m = γ / √(variance + ε), for [N, C] and [N, height, width, C]."""
     nodes = _Nodes(source.graph)
     matches = [(node, match) for node in nodes if node.op in _ADD and (match := _normalization(nodes, node))]
     if not matches:
@@ -186,16 +186,41 @@ def restore_batch_normalization(tf: Any, source: Source) -> None:
         tf.import_graph_def(source.graph, name="")
     for node, (x, parameters, eps) in matches:
         tensor = graph.get_tensor_by_name(x if ":" in x else f"{x}:0")
-        if tensor.shape.rank != 4 or tensor.dtype != tf.float32:
+        if tensor.dtype != tf.float32 or tensor.shape.rank not in (2, 4):
             continue
-        node.op = "FusedBatchNormV3"
-        del node.input[:]
-        node.input.extend([x, *parameters])
-        node.attr.clear()
-        node.attr["T"].type = node.attr["U"].type = _FLOAT
-        node.attr["epsilon"].f = eps
-        node.attr["is_training"].b = False
-        node.attr["data_format"].s = b"NHWC"
+        if tensor.shape.rank == 2:  # as images of one place, which `clean` undoes
+            channels = nodes.by_name[parameters[0]].attr["value"].tensor.tensor_shape.dim[0].size
+            image = _reshape(source.graph, f"{node.name}/image", x, [-1, 1, 1, channels])
+            fused = source.graph.node.add(name=f"{node.name}/fused")
+            x = image.name
+        else:
+            fused = node
+            fused.attr.clear()
+            del fused.input[:]
+        fused.op = "FusedBatchNormV3"
+        fused.input.extend([x, *parameters])
+        fused.attr["T"].type = fused.attr["U"].type = _FLOAT
+        fused.attr["epsilon"].f = eps
+        fused.attr["is_training"].b = False
+        fused.attr["data_format"].s = b"NHWC"
+        if fused is not node:
+            _reshape(source.graph, node.name, fused.name, [-1, channels], node)
+
+
+def _reshape(graph: Any, name: str, x: str, sizes: list[int], node: Any = None) -> Any:
+    """Adds a Reshape, or makes one of `node`."""
+    from tensorflow.python.framework.tensor_util import make_tensor_proto
+
+    shape = graph.node.add(name=f"{name}/shape", op="Const")
+    shape.attr["dtype"].type = _INT
+    shape.attr["value"].tensor.CopyFrom(make_tensor_proto(np.array(sizes, np.int32)))
+    node = graph.node.add(name=name) if node is None else node
+    node.op = "Reshape"
+    del node.input[:]
+    node.input.extend([x, shape.name])
+    node.attr.clear()
+    node.attr["T"].type, node.attr["Tshape"].type = _FLOAT, _INT
+    return node
 
 
 def _normalization(nodes: _Nodes, node: Any) -> tuple[str, list[str], float] | None:

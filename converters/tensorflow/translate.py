@@ -67,7 +67,8 @@ def prepare(tf: Any, source: Source) -> dict[str, np.ndarray]:
 
 def _keep_statistics(source: Source, nodes: Sequence[str]) -> None:
     """Prunes what the network does not need, but not the moving statistics, which a graph that trains does not read."""
-    statistics = [n.name for n in source.graph.node if n.name.endswith(("/moving_mean", "/moving_variance"))]
+    named = [node.name for node in source.graph.node if node.name.endswith(("/moving_mean", "/moving_variance"))]
+    statistics = [name for name in named if name in source.variables]
     prune(source.graph, [*nodes, *statistics])
 
 
@@ -109,12 +110,6 @@ def _to_onnx(tf: Any, source: Source) -> Any:
         graph = tf_loader.tf_optimize(inputs, outputs, source.graph)
     unmask(graph, kept)
 
-    def dropout(ctx: Any, node: Any, name: str, args: Any) -> None:
-        ratio = ctx.make_const(f"{name}/ratio", np.array(float(node.get_attr_str("message")), np.float32))
-        node.type = "Dropout"
-        node.attr.clear()
-        ctx.replace_inputs(node, [node.input[0], ratio.output[0]])
-
     class BackToBack(BackToBackOptimizer):
         def optimize(self, graph: Any, iteration: int) -> Any:
             fusion = _func_map.pop(("Conv", "BatchNormalization"), None)
@@ -132,12 +127,20 @@ def _to_onnx(tf: Any, source: Source) -> Any:
         translated = tfonnx.process_tf_graph(
             tf_graph,
             opset=_OPSET,
-            custom_op_handlers={DROPOUT: (dropout, [])},
+            custom_op_handlers={DROPOUT: (_dropout, [])},
             input_names=inputs,
             output_names=outputs,
             tensors_to_rename=renamed,
         )
         return optimizer.optimize_graph(translated, catch_errors=True, optimizers=steps).make_model("tensorflow")
+
+
+def _dropout(ctx: Any, node: Any, name: str, args: Any) -> None:
+    """Makes Dropout of what stands for it."""
+    ratio = ctx.make_const(f"{name}/ratio", np.array(float(node.get_attr_str("message")), np.float32))
+    node.type = "Dropout"
+    node.attr.clear()
+    ctx.replace_inputs(node, [node.input[0], ratio.output[0]])
 
 
 def _public_names(source: Source) -> dict[str, str]:
