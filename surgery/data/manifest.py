@@ -89,8 +89,7 @@ def _rows(path: Path) -> list[_Row]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-                rows = [(f"{path}:{reader.line_num}", row) for row in reader]
+                rows = _table(path, csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
             else:
                 lines = [(f"{path}:{number}", line) for number, line in enumerate(file, 1) if line.strip()]
                 rows = [(where, _object(where, line)) for where, line in lines]
@@ -98,16 +97,30 @@ def _rows(path: Path) -> list[_Row]:
         raise SurgeryError(f"{path}: cannot be read ({error})") from error
     if not rows:
         raise SurgeryError(f"{path}: has no rows")
-    for where, row in rows:
-        if None in row or None in row.values():
-            raise SurgeryError(f"{where}: has {'more' if None in row else 'fewer'} values than there are columns")
+    return rows
+
+
+def _table(path: Path, reader: Any) -> list[_Row]:
+    """The rows under the first one, which has the names of the columns."""
+    names: list[str] = next(reader, [])
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SurgeryError(f"{path}: there are several columns called {twice!r}")
+    rows = []
+    for values in reader:
+        if values and len(values) != len(names):
+            raise SurgeryError(
+                f"{path}:{reader.line_num}: has {len(values)} values, but there are {len(names)} columns"
+            )
+        if values:
+            rows.append((f"{path}:{reader.line_num}", dict(zip(names, values, strict=True))))
     return rows
 
 
 def _object(where: str, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SurgeryError(f"{where}: is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise SurgeryError(f"{where}: a JSON object is needed, with keys such as path and label")
@@ -175,9 +188,12 @@ def _column(
     if lists and len(lists) < len(values):
         raise SurgeryError(f"{path}: {column} is a list in some rows and none in others")
     if lists and not any(isinstance(item, str) for value in lists for item in value):
-        if len({len(value) for value in lists}) > 1:
-            raise SurgeryError(f"{path}: the lists of {column} are not all of one length")
-        return np.array(mine, np.float32), None
+        try:
+            if np.isfinite(np.array(lists, np.float32)).all():  # of all parts
+                return np.array(mine, np.float32), None
+        except (ValueError, TypeError, OverflowError):
+            pass
+        raise SurgeryError(f"{path}: the lists of {column} are not finite numbers, as many in each row")
     if not lists:  # as they are written: 01 is not 1
         values, mine = ([str(row[1][column]) for row in some] for some in (rows, chosen))
     names = sorted({str(item) for value in values for item in (value if lists else [value])})
@@ -211,9 +227,12 @@ def _value(row: _Row, column: str) -> Any:
 def _numbers(rows: Sequence[_Row], column: str) -> np.ndarray:
     values = [_value(row, column) for row in rows]
     for row, value in zip(rows, values, strict=True):
-        if isinstance(value, str | list) or not math.isfinite(value):
+        if isinstance(value, str | list) or abs(value) > 1e38 or math.isnan(value):
             raise SurgeryError(
                 f"{row[0]}: {column} is {value!r}, not a number; columns of targets are numbers, or one called label"
             )
     whole = all(isinstance(value, int) for value in values)
-    return np.array(values, np.int64 if whole else np.float32)
+    try:
+        return np.array(values, np.int64 if whole else np.float32)
+    except OverflowError as error:
+        raise SurgeryError(f"a number of the column {column} is too large for 64 bits") from error

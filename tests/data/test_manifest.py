@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from surgery.data import as_dataset, open_data, open_part
@@ -126,12 +129,15 @@ def test_several_outputs_have_columns_of_their_names(folder: Path) -> None:
         ("place,label\nimages/0.png,1\n", "no column is the path of an image; call it path .there are place, label"),
         ("path\nimages/0.png\n", "no column is the target; add one called label"),
         ("path,label\nimages/9.png,1\n", r"data.csv:2: there is no file .*images/9.png"),
-        ("path,label\nimages/0.png\n", "data.csv:2: has fewer values"),
-        ("path,label\nimages/0.png,1\nimages/0.png,1,2\n", "data.csv:3: has more values"),
+        ("path,label\nimages/0.png\n", "data.csv:2: has 1 values, but there are 2 columns"),
+        ("path,label\nimages/0.png,1\nimages/0.png,1,2\n", "data.csv:3: has 3 values, but there are 2 columns"),
         ("path,label\nimages/0.png,1\nimages/1.png,\n", "data.csv:3: has no label"),
         ("path,a,b\nimages/0.png,1,x\n", "data.csv:2: b is 'x', not a number"),
         ("path,label\nimages/0.png,nan\n", "data.csv:2: label is nan, not a number"),
         ("path,label\n,1\n", "data.csv:2: has no path"),
+        ("path,label,label\nimages/0.png,1,2\n", "several columns called 'label'"),
+        ('path,label\n"images/0.png,1\n', "cannot be read"),
+        (f"path,label\nimages/0.png,{10**30}\n", "too large for 64 bits"),
     ],
 )
 def test_manifests_that_lack_something_are_told_by_line(folder: Path, text: str, message: str) -> None:
@@ -145,7 +151,16 @@ def test_manifests_that_lack_something_are_told_by_line(folder: Path, text: str,
         ('{"path": "images/0.png", "label": 1}\nno json', "d.jsonl:2: is not JSON"),
         ("[1]", "d.jsonl:1: a JSON object is needed"),
         ('{"path": "images/0.png", "label": [1]}\n{"path": "images/0.png", "label": 2}', "a list in some rows"),
-        ('{"path": "images/0.png", "box": [1]}\n{"path": "images/0.png", "box": [2, 3]}', "not all of one length"),
+        (
+            '{"path": "images/0.png", "box": [1]}\n{"path": "images/0.png", "box": [2, 3]}',
+            "are not finite numbers",
+        ),
+        ('{"path": "images/0.png", "box": [null]}', "are not finite numbers"),
+        ('{"path": "images/0.png", "label": null}', "d.jsonl:1: has no label"),
+        ('{"path": "images/0.png", "label": 1e400}', "label is inf, not a number"),
+        ('{"path": 5, "label": 1}', "d.jsonl:1: has no path"),
+        ('{"path": "a\\u0000b", "label": 1}', "there is no file"),
+        ("[" * 100_000, "d.jsonl:1: is not JSON"),
     ],
 )
 def test_json_lines_that_are_wrong(folder: Path, text: str, message: str) -> None:
@@ -166,3 +181,46 @@ def test_images_that_do_not_decode_are_left_out_with_their_targets(folder: Path)
 def test_a_byte_order_mark_is_no_part_of_the_first_name(folder: Path) -> None:
     (folder / "data.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\nimages/0.png,1\r\n")
     assert len(as_dataset(folder / "data.csv", MODEL)[0]) == 1
+
+
+CELLS = st.text(max_size=5) | st.sampled_from(
+    ["images/0.png", "images/1.png", "1", "0.5", "a|b", "", "nan", "1e999", "train", "val"]
+)
+HEADS = st.sampled_from(["path", "label", "labels", "split", "target", "x", "y", ""])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | CELLS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HEADS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.just(["path", "label"]) | st.lists(HEADS, max_size=4),
+    st.lists(st.lists(CELLS, max_size=4) | st.tuples(st.just("images/0.png"), CELLS), max_size=3),
+)
+def test_any_table_is_read_or_refused_in_a_line(folder: Path, heads: list[str], cells: list) -> None:
+    with (folder / "f.csv").open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+        csv.writer(file).writerows([heads, *cells])
+    read_or_refuse(folder / "f.csv")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.dictionaries(HEADS, VALUES, max_size=4)
+        | st.fixed_dictionaries({"path": st.just("images/0.png"), "label": VALUES}),
+        max_size=3,
+    )
+)
+def test_any_objects_are_read_or_refused_in_a_line(folder: Path, rows: list[dict]) -> None:
+    read_or_refuse(write(folder, "\n".join(map(json.dumps, rows)), "f.jsonl"))
+
+
+def read_or_refuse(path: Path) -> None:
+    try:
+        data, _ = open_data(path, MODEL)
+    except SurgeryError:
+        return
+    assert len(data) == len(data.targets) > 0
+    assert np.isfinite(data.targets).all()
