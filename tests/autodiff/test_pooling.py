@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import surgery
 from surgery import runtime
 from tests.autodiff.checks import Operator, check, spread
+from tests.graphs import parse
 
 pytestmark = pytest.mark.training
 
@@ -189,6 +191,16 @@ def test_max_pool_whose_places_count_columns_first(rng: np.random.Generator) -> 
             max_pool(attributes),
             builder=False,
         )
+
+
+@pytest.mark.parametrize("kernel", [[2, 2], [3, 3]])
+def test_max_pool_of_what_is_no_number_does_not_end_the_run(kernel: list[int]) -> None:
+    """A training that diverges is to say so by its loss."""
+    body = f"y = MaxPool<kernel_shape = {kernel}, strides = [2, 2]>(x)"
+    model = surgery.gradient(parse("(float[1,1,7,7] x) => (float[1,1,A,B] y)", body, {}), of="y", wrt=["x"], weight=1.0)
+    x = np.full((1, 1, 7, 7), np.nan, np.float32)
+    _, gradient = runtime.session(model, ["CPUExecutionProvider"]).run(None, {"x": x})
+    assert gradient.shape == x.shape
 
 
 @st.composite

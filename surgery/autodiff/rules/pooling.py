@@ -37,7 +37,9 @@ def max_pool(c: Context) -> Gradients:
 
 
 def _unpooled(c: Context, dy: ir.Value, dtype: ir.DataType) -> ir.Value:
-    op, flat, shape, indices = c.op, c.op.constant([-1]), c.shape_of(c.x()), _indices(c)
+    op, flat, shape = c.op, c.op.constant([-1]), c.shape_of(c.x())
+    # Where a window has only what is no number, the runtimes give a place before the first, and refuse it here.
+    indices = op.Max(_indices(c), op.constant([0]))
     win = window(c, c.attr("kernel_shape"))
     overlaps = [-(-k // s) for k, s in zip(win.span, win.strides, strict=True)]
     if max(overlaps) == 1 and dtype == ir.DataType.FLOAT:
