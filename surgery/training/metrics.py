@@ -210,8 +210,10 @@ def check_metrics(names: Iterable[str], kinds: Iterable[Kind] | None = None) -> 
     for name in names:
         found = METRICS.get(name) or _top(name)
         if found is None:
+            stems = [n for n in METRICS if not n.endswith(("_weighted", "_micro", "_per_class"))]
             raise SurgeryError(
-                f"no metric is named {name!r}{nearest(name, METRICS)}; there are {', '.join(METRICS)}, top_<number>"
+                f"no metric is named {name!r}{nearest(name, METRICS)}; there are {', '.join(stems)}, top_<number>, and "
+                "of some …_weighted, …_micro, …_per_class"
             )
         have = list(kinds) if kinds is not None else None
         if have is not None and not set(found[0]) & set(have):
