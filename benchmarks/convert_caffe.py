@@ -1,4 +1,5 @@
-"""Time and memory of converting a Caffe model of VGG-16's size (553 MB) to an ONNX file.
+"""Time and memory of converting a Caffe model of VGG-16's size (553 MB) to an ONNX file, one run of it
+included; without what importing the libraries takes.
 
 .venv/bin/python -m benchmarks.convert_caffe
 """
@@ -20,7 +21,7 @@ HEAD = (("fc6", 4096), ("fc7", 4096), ("fc8", 1000))
 
 MEASURE = """
 import sys, time
-import onnx, converters.caffe.build, surgery.io, onnx_ir.passes.common
+import onnx, onnxruntime, converters.caffe.build, surgery.io, onnx_ir.passes.common
 from converters import convert
 
 def peak():  # of this process alone: ru_maxrss begins with its parent's
