@@ -13,7 +13,7 @@ from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.layers import parameter_of
-from surgery.training.step import free_batch
+from surgery.training.forward import free_batch
 
 __all__ = ["reestimated"]
 

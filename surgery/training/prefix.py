@@ -19,7 +19,7 @@ from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.layers import ancestors, descendants
 from surgery.passes.editing import constant_of
-from surgery.training.step import changing_parameters, free_batch
+from surgery.training.forward import changing_parameters, free_batch
 
 __all__ = ["Split", "split"]
 

@@ -14,6 +14,7 @@ from surgery.data import Dataset
 from surgery.layers import find_output
 from surgery.training.callbacks import Callback
 from surgery.training.checkpoint import State
+from surgery.training.forward import trainable_parameters
 from surgery.training.frozen import Features, Prefix, Uncached, features
 from surgery.training.loop import Stage
 from surgery.training.metrics import check_metrics, kind_of, rehearse
@@ -21,7 +22,7 @@ from surgery.training.phases import Phase, restrict
 from surgery.training.prefix import Split, split
 from surgery.training.runner import Evaluation, Training
 from surgery.training.settings import TrainSettings
-from surgery.training.step import Step, Term, evaluation_step, trainable_parameters, training_step
+from surgery.training.step import Step, Term, evaluation_step, training_step
 from surgery.training.targets import fit
 
 __all__ = ["Stages", "with_weights"]

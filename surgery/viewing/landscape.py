@@ -24,9 +24,10 @@ from surgery.errors import SurgeryError
 from surgery.io import replacing
 from surgery.layers import find_output, layers
 from surgery.passes.units import incoming_weights
+from surgery.training.forward import Objective, trainable_parameters
 from surgery.training.frozen import CacheSettings, Uncached, features
 from surgery.training.prefix import Split, split
-from surgery.training.step import Objective, Step, evaluation_step, trainable_parameters
+from surgery.training.step import Step, evaluation_step
 from surgery.training.targets import count, fit, objective_of
 from surgery.viewing.figures import new_figure, write_png
 
