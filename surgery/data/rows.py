@@ -61,10 +61,21 @@ class LazyRows:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) else (index, ())
-        found = np.arange(len(self))[first]
-        read = self.read(np.atleast_1d(found))
-        within = (0 if np.ndim(found) == 0 else slice(None), *rest)
-        return read[within]
+        single = isinstance(first, int | np.integer)
+        within = (0 if single else slice(None), *rest)
+        return self.read(self._found([first] if single else first))[within]
+
+    def _found(self, index: Any) -> np.ndarray:
+        """The numbers of the rows that `index` means."""
+        count = len(self)
+        if isinstance(index, slice):
+            return np.arange(*index.indices(count))
+        found = np.asarray(index)
+        if found.dtype == bool or found.ndim != 1:
+            return np.arange(count)[found]
+        if len(found) and (found.min() < -count or found.max() >= count):
+            raise IndexError(f"an index is beyond the {count} rows")
+        return np.where(found < 0, found + count, found).astype(np.intp)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.read(np.arange(len(self))), dtype)
