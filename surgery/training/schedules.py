@@ -168,6 +168,8 @@ class Cosine(_Schedule):
     def after_warmup(self, epoch: float, epochs: float, tick: float) -> float:
         if self.restart_every is not None:
             epochs = self.restart_every
+            if self.t_mult == 1:
+                epoch = max((epoch + _ROUNDING) % epochs - _ROUNDING, 0.0)
             while epoch + _ROUNDING >= epochs:
                 epoch, epochs = max(epoch - epochs, 0.0), epochs * self.t_mult
         return self.minimum + (1 - self.minimum) * _cosine(min(epoch / epochs, 1.0))

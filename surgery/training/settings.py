@@ -73,7 +73,7 @@ def _patience(value: Any) -> Any:
 
 def _decay(value: Any) -> Any:
     """A number as a short form of ``{decay: …}``."""
-    return {"decay": value} if isinstance(value, float) else value
+    return {"decay": value} if isinstance(value, float | int) and not isinstance(value, bool) else value
 
 
 def _cache(value: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim import lr_scheduler as pytorch
 
 import surgery
@@ -96,6 +98,50 @@ def test_rates_are_pytorchs(name: str, each: str) -> None:
         optimizer.step()
         if (each == "step" or step % STEPS == STEPS - 1) and step < EPOCHS * STEPS - 1:
             scheduler.step()
+
+
+@pytest.mark.parametrize("total", [2, 3, 4, 5, 9, 10, 11])
+@pytest.mark.parametrize("pct", [0.2, 0.3, 0.5, 0.9])
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+def test_short_cycles_are_pytorchs(total: int, pct: float) -> None:
+    settings = TrainSettings(epochs=total, learning_rate=1.0, schedule={"name": "one_cycle", "pct_start": pct})  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0, momentum=0.9)
+    try:
+        scheduler = pytorch.OneCycleLR(optimizer, 1.0, total, pct_start=pct)
+        for step in range(total):
+            assert settings.rate(step, 1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6), step
+            if step < total - 1:
+                scheduler.step()
+    except ZeroDivisionError:  # a rise of no step, which PyTorch does not take
+        assert pct * total == pytest.approx(1)
+        assert settings.rate(0, 1) > settings.rate(1, 1)
+
+
+@given(
+    schedule=st.one_of(
+        st.fixed_dictionaries(
+            {"name": st.just("cosine"), "restart_every": st.floats(1e-3, 20), "t_mult": st.floats(1, 3)}
+        ),
+        st.fixed_dictionaries({"name": st.just("sigmoid"), "middle": st.floats(0, 50), "gamma": st.floats(-1e3, 1e3)}),
+        st.fixed_dictionaries({"name": st.just("one_cycle"), "pct_start": st.floats(0.01, 0.99)}),
+        st.fixed_dictionaries({"name": st.just("polynomial"), "power": st.floats(0.1, 5)}),
+        st.fixed_dictionaries({"name": st.just("step"), "every": st.floats(1e-3, 50)}),
+    ),
+    warmup=st.floats(0, 30),
+    each=st.sampled_from(["step", "epoch"]),
+    epochs=st.integers(1, 20),
+    steps=st.integers(1, 9),
+    accumulate=st.integers(1, 4),
+)
+def test_no_schedule_leaves_its_bounds(
+    schedule: dict[str, Any], warmup: float, each: str, epochs: int, steps: int, accumulate: int
+) -> None:
+    how = schedule | {"warmup": warmup, "each": each}
+    settings = TrainSettings(epochs=epochs, learning_rate=1.0, schedule=how, accumulate=accumulate)  # type: ignore[arg-type]
+    for batch in range(epochs * steps):
+        assert 0 <= settings.rate(batch, steps) <= 1 + 1e-9
+        momentum = settings.momentum(batch, steps)
+        assert momentum is None or 0.85 - 1e-9 <= momentum <= 0.95 + 1e-9
 
 
 def test_the_rate_changes_with_updates_where_gradients_are_accumulated() -> None:
