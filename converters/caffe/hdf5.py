@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from converters.caffe.wire import Blob
+from converters.heaps import check_heaps
 from surgery.errors import SurgeryError
 
 __all__ = ["read_hdf5"]
@@ -28,6 +29,8 @@ def read_hdf5(path: Path) -> dict[str, list[Blob]]:
             f"{path}: HDF5 weights need h5py; install it with: pip install 'onnx-surgery[caffe-hdf5]'"
         ) from error
     try:
+        with path.open("rb") as stream:
+            check_heaps(path, stream)
         with h5py.File(path, "r") as file:
             data = _own(path, file, "data", h5py)
             return {name: blobs for name in data if (blobs := _blobs(path, _own(path, data, name, h5py), h5py))}

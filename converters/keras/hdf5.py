@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from converters.heaps import check_heaps
 from converters.registry import load_extra
 from surgery.errors import SurgeryError
 
@@ -160,10 +161,11 @@ def open_hdf5(path: Path, file: BinaryIO | None = None) -> Iterator[Hdf5]:
         size = path.stat().st_size
         with path.open("rb") as stream:
             start = stream.read(64)
+            check_heaps(path, stream)
         _check_start(path, start)
     else:
         size = file.seek(0, 2)
-        file.seek(0)
+        check_heaps(path, file)
     try:
         opened = h5py.File(file if file is not None else path, "r")
     except _FAILURES as error:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,14 +64,14 @@ def load(path: str | os.PathLike[str], *, oldest: int = MIN_OPSET) -> ir.Model:
     try:
         with _quiet():
             model = ir.from_proto(proto)
+            if not len(model.graph) and not model.graph.outputs:
+                raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
+            _check_opset(model, path)
+            check_wiring(model, path)
+            place_tensors(model, path, source, inline)
+            clean(model)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise SurgeryError(f"{path}: is not a readable ONNX file, or is truncated ({first_line(error)})") from error
-    if not len(model.graph) and not model.graph.outputs:
-        raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
-    _check_opset(model, path, oldest)
-    check_wiring(model, path)
-    place_tensors(model, path, source, inline)
-    clean(model)
     if any(o.dtype is None for node in model.graph for o in node.outputs if o.uses() or o.is_graph_output()):
         with contextlib.suppress(SurgeryError):  # what the file says otherwise is as good as without
             infer_shapes(model)
@@ -93,11 +94,13 @@ def _check_opset(model: ir.Model, path: Path, oldest: int) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps onnx-ir from logging what `check_wiring` raises."""
+    """Keeps onnx-ir from logging what is raised, and onnx from warning of what is ignored."""
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -77,40 +77,21 @@ def place_tensors(model: ir.Model, path: Path, source: Source, inline: str) -> N
             model's own, missing, or too short; or such tensors overlap.
     """
     places = _Places(path, source, inline)
-    for tensor, put in list(_tensors(model)):
-        placed = places.place(tensor)
-        if placed is not tensor:
-            put(placed)
-    places.check_overlaps()
-
-
-def _tensors(model: ir.Model) -> Iterator[tuple[ir.TensorProtocol, Callable[[ir.TensorProtocol], None]]]:
-    """Each tensor of `model`, with what puts another into its place."""
     for root in (model.graph, *(function.graph for function in model.functions.values())):
         for graph in (root, *root.subgraphs()):
             for value in graph.initializers.values():
                 if value.const_value is not None:
-                    yield value.const_value, lambda new, value=value: setattr(value, "const_value", new)  # type: ignore[misc]
+                    value.const_value = places.place(value.const_value)
         for node in root.all_nodes():
-            for name, attribute in node.attributes.items():
+            for attribute in list(node.attributes.values()):
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    yield (
-                        attribute.as_tensor(),
-                        lambda new, node=node, name=name: node.attributes.add(  # type: ignore[misc]
-                            ir.AttrTensor(name, new)
-                        ),
-                    )
+                    node.attributes.add(ir.AttrTensor(attribute.name, places.place(attribute.value)))
                 elif attribute.type == ir.AttributeType.TENSORS:
-                    tensors = list(attribute.as_tensors())
-                    for index, tensor in enumerate(tensors):
-
-                        def put(new: ir.TensorProtocol, node=node, name=name, tensors=tensors, index=index) -> None:  # type: ignore[no-untyped-def]
-                            tensors[index] = new
-                            node.attributes.add(ir.AttrTensors(name, tensors))
-
-                        yield tensor, put
+                    placed = [places.place(tensor) for tensor in attribute.value]
+                    node.attributes.add(ir.AttrTensors(attribute.name, placed))
+    places.check_overlaps()
 
 
 class _Places:
@@ -122,8 +103,12 @@ class _Places:
         self._ranges: dict[Path, set[tuple[int, int, str]]] = defaultdict(set)
 
     def place(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        if tensor.dtype == ir.DataType.UNDEFINED:
-            raise SurgeryError(f"{self.path}: weight {tensor.name!r} has no type; export the model again")
+        try:
+            undefined = tensor.dtype == ir.DataType.UNDEFINED
+        except ValueError as error:
+            raise self._wrong(tensor, "has a type that there is not") from error
+        if undefined:
+            raise self._wrong(tensor, "has no type")
         if any(isinstance(d, int) and d < 0 for d in tensor.shape):
             raise self._wrong(tensor, f"has the shape {tensor.shape}")
         if isinstance(tensor, ir.ExternalTensor):
