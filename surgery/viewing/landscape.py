@@ -25,7 +25,7 @@ from surgery.io import replacing
 from surgery.layers import find_output, layers
 from surgery.passes.units import incoming_weights
 from surgery.training.forward import Objective, trainable_parameters
-from surgery.training.frozen import CacheSettings, Uncached, features
+from surgery.training.frozen import CacheSettings, Prefix, Uncached, features
 from surgery.training.prefix import Split, split
 from surgery.training.step import Step, evaluation_step
 from surgery.training.targets import count, fit, objective_of
@@ -172,7 +172,7 @@ def _without_frozen(
     if not isinstance(parts, Split):
         return model, data
     try:
-        return parts.rest, features(parts, data, providers, CacheSettings()).data
+        return parts.rest, features(Prefix(parts, providers), data, CacheSettings()).data
     except Uncached:
         return model, data
 
