@@ -1,10 +1,10 @@
 """Ants and bees: PyTorch's transfer-learning tutorial, by Surgery and by the tutorial's loop, from the same weights.
 
-    python examples/known_results/pretrain_rotations.py hymenoptera_data -o out/known_results
-    python examples/known_results/ants_bees.py hymenoptera_data out/known_results/rotations.onnx
+    python examples/known_results/pretrain_exemplars.py hymenoptera_data -o out/known_results
+    python examples/known_results/ants_bees.py hymenoptera_data out/known_results/exemplars.onnx
 
 The tutorial starts from a ResNet-18 that was trained on ImageNet; this from a small network that
-`pretrain_rotations.py` trained on the photographs themselves, without their labels, so that it can be repeated with
+`pretrain_exemplars.py` trained on the photographs themselves, without their labels, so that it can be repeated with
 what is at hand. What is compared is not how good that network is, but whether both loops make the same of it:
 hyper-parameters are the tutorial's, augmentation is drawn anew by each. As in the tutorial, the best epoch on the
 validation photographs counts.
@@ -28,7 +28,7 @@ from surgery.training.settings import TrainSettings
 
 parser = arguments(__doc__)
 parser.add_argument("data", type=Path, help="the photographs, in folders train and val")
-parser.add_argument("model", type=Path, help="what pretrain_rotations.py made of them")
+parser.add_argument("model", type=Path, help="what pretrain_exemplars.py made of them")
 parser.add_argument("--seeds", type=int, default=5)
 options = parser.parse_args()
 if not (options.data / "train").is_dir():

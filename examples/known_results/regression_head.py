@@ -32,7 +32,7 @@ def turned(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(p) for p in pictures]), share.astype(np.float32)[:, None]
 
 
-arrays = digits(options.examples or 1000, options.seed)
+arrays = digits(options.examples or 200, options.seed)
 seen, test = turned(arrays["x_train"]), turned(arrays["x_test"])
 body = converters.convert(HERE.parents[1] / "models" / "lenet_mnist")
 unfrozen = [p for p in recipe.passes if type(p).__name__ != "Freeze"]

@@ -75,10 +75,10 @@ def test_regression_head(tmp_path: Path) -> None:
 
 def test_ants_and_bees(tmp_path: Path, shared_data: Path) -> None:
     photographs = shared_data / "ants_bees"
-    told = result("pretrain_rotations", photographs, "--examples", "24", "--epochs", "1", "-o", tmp_path)
-    assert "put upright" in told
+    told = result("pretrain_exemplars", photographs, "--examples", "24", "--epochs", "1", "-o", tmp_path)
+    assert "among 24 photographs" in told
     words = "--examples", "12", "--epochs", "2", "--seeds", "1", "-o", tmp_path
-    told = result("ants_bees", photographs, tmp_path / "rotations.onnx", *words)
+    told = result("ants_bees", photographs, tmp_path / "exemplars.onnx", *words)
     assert len(re.findall(r"(?:all layers|the head only), (?:Surgery|PyTorch) +[\d.]+%", told)) == 4
 
 
@@ -89,7 +89,7 @@ def test_ants_and_bees(tmp_path: Path, shared_data: Path) -> None:
         ("mnist_dropout", ["none.npz"]),
         ("new_classes", ["none.npz"]),
         ("vgg_first_five", ["none.npz"]),
-        ("pretrain_rotations", ["none"]),
+        ("pretrain_exemplars", ["none"]),
         ("ants_bees", ["none", "none.onnx"]),
     ],
 )
@@ -101,4 +101,4 @@ def test_the_photographs_may_lie_anywhere(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(8):
         Image.fromarray(rng.integers(0, 256, (50, 60, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    assert "of 1 photographs" in result("pretrain_rotations", tmp_path, "--epochs", "1", "-o", tmp_path)
+    assert "among 8 photographs" in result("pretrain_exemplars", tmp_path, "--epochs", "1", "-o", tmp_path)
