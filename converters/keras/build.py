@@ -38,7 +38,7 @@ _TYPES = {
 }
 _MASKS = ("mask", "query_mask", "value_mask", "key_mask", "attention_mask", "padding_mask")
 _IGNORING_MASKS = ("BatchNormalization",)  # at inference
-_MOST_CALLS = 100_000  # of all layers, models in models counted each time
+_MOST_CALLS = 20_000  # of all layers, models in models counted each time
 _IMAGE = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by rank
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,8 @@ class Builder:
                 "batch"
             )
         for d in shape:
-            if not (d is None or isinstance(d, str) or (isinstance(d, int) and 0 < d < 2**31)):
+            whole = isinstance(d, int) and not isinstance(d, bool)
+            if not (d is None or isinstance(d, str) or (whole and 0 < d < 2**31)):
                 raise SurgeryError(f"{self.path}: declares the shape {shape} for {layer.name!r}")
         known = {str(d.value) for i in self.graph.inputs for d in i.shape or () if not isinstance(d, int)} - {"N"}
         names = _IMAGE.get(len(shape), ())
@@ -263,13 +264,22 @@ class Builder:
             raise context.mask_error()
         before = len(self.graph)
         outer, self.op.prefix = self.op.prefix, f"{name}{suffix}/"
-        result = self._function(context)(context)
+        result = self._apply(context)
         self.op.prefix = outer
         if result is None:
             raise context.error("the function in `custom` returned nothing; it must return the layer's outputs")
         outputs = [result] if isinstance(result, Tensor) else list(result)
         self._names.layer(self._since(before), name + suffix, [t.value for t in outputs])
         return outputs
+
+    def _apply(self, context: Context) -> Tensor | Sequence[Tensor] | None:
+        function = self._function(context)
+        if function is self._custom:
+            return function(context)
+        try:
+            return function(context)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+            raise context.error(f"its arguments are not those of Keras ({error!r})") from error
 
     def _function(self, context: Context) -> LayerFunction:
         function = find_layer(context.layer) or self._custom

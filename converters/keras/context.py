@@ -28,11 +28,22 @@ from surgery.errors import SurgeryError
 if TYPE_CHECKING:
     from converters.keras.build import Builder
 
-__all__ = ["Context", "LayerFunction", "find_layer", "known_types", "layer", "operation", "tensors", "variables"]
+__all__ = [
+    "Context",
+    "LayerFunction",
+    "find_layer",
+    "is_known",
+    "known_types",
+    "layer",
+    "operation",
+    "tensors",
+    "variables",
+]
 
 LayerFunction = Callable[["Context"], "Tensor | Sequence[Tensor] | None"]
 
 _MOST_NUMBERS = 2**40  # of one value
+_MOST_FILLED = 2**24  # of an array that no file holds
 
 _layers: dict[str, LayerFunction] = {}
 _operations: dict[str, LayerFunction] = {}
@@ -71,6 +82,11 @@ def find_layer(layer: Layer) -> LayerFunction | None:
     """Returns the function for a layer, if there is one."""
     _load()
     return _operations.get(layer.type) if layer.operation else _layers.get(layer.type)
+
+
+def is_known(layer: Layer) -> bool:
+    """Whether there is a function for a layer's class."""
+    return find_layer(layer) is not None
 
 
 def known_types() -> list[str]:
@@ -352,6 +368,12 @@ class Context:
     def stored(self, variable: str, shape: Sequence[int]) -> np.ndarray:
         """The numbers of a variable, checked against `shape`."""
         return self.builder.parameters.read(self, variable, tuple(shape))
+
+    def filled(self, role: str, shape: Sequence[int], value: float) -> ir.Value:
+        """Returns an initializer ``<layer>/<role>`` of one number, which training must not change."""
+        if math.prod(shape) > _MOST_FILLED:
+            raise self.error(f"its {role} would have {math.prod(shape):,} numbers")
+        return self.constant(role, np.full(shape, value, np.float32))
 
     def constant(self, role: str, data: np.ndarray) -> ir.Value:
         """Returns an initializer ``<layer>/<role>`` that training must not change."""

@@ -59,7 +59,8 @@ def convert_keras(
             is transposed. Outputs are always as Keras has them.
         backend: On what a file of Keras 1 was trained, which it does not say: "theano" turns kernels around.
         custom: Converts layers that are not known: ``module:function`` or a function, which is given a
-            `converters.keras.context.Context` and returns the layer's outputs. Code in the file is never run.
+            `converters.keras.context.Context` and returns the layer's outputs. Their variables are named 0, 1, …, in
+            the order of the file. Code in the file is never run.
         via: "tf2onnx" converts with TensorFlow and tf2onnx in place of all this: for models that are Python code. What
             only training needs is lost.
 

@@ -2,7 +2,7 @@
 
 Keras 3's own form has a group for each layer, named by its class and counted, with its variables numbered; the older
 form has a group for each layer of the outermost model, with all variables in it in a list: those that are trainable
-first.
+first. A layer of no known class has variables named 0, 1, ….
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from converters.keras.context import variables
+from converters.keras.context import is_known, variables
 from converters.keras.hdf5 import Array, Hdf5
 from converters.keras.legacy import stored_count, upgrade_arrays
 from converters.keras.network import Layer, Network
@@ -81,6 +81,11 @@ def _fill_layer(layer: Layer, file: Hdf5, group: Any, result: Weights) -> None:
         own = file.group(group, name)
         if own is not None:
             _fill_layer(inner, file, own, result)
+    if not is_known(layer):
+        own = file.group(group, "vars")
+        keys = [] if own is None else sorted((k for k in file.keys(own) if k.isdecimal()), key=int)
+        result[layer] = {key: file.array(own, key) for key in keys}
+        return
     counts: Counter[str] = Counter()
     for variable in variables(layer):
         place = variable.rpartition("/")[0]
@@ -109,17 +114,23 @@ class _Flat:
 
     def fill(self, network: Network) -> None:
         stored = self._file.texts(self._group, "layer_names") or []
+        groups = {name: group for name in stored if (group := self._file.group(self._group, name)) is not None}
         layers = [layer for layer in network.layers if not layer.operation]
-        by_place = dict(zip([layer for layer in layers if layer.type != "InputLayer"], stored, strict=False))
+        own = [layer for layer in layers if any(self._slots(leaf) for leaf in _leaves(layer))]
+        full = [name for name, group in groups.items() if self._file.texts(group, "weight_names")]
+        places = {layer.name: layer.name for layer in layers}
+        if any(layer.name not in groups for layer in own) and len(own) == len(full):
+            places |= {layer.name: name for layer, name in zip(own, full, strict=True)}  # as Keras itself does
         for layer in layers:
-            name = layer.name if layer.name in stored else by_place.get(layer)
-            group = self._file.group(self._group, name) if name is not None else None
-            if group is not None:
+            if (group := groups.get(places[layer.name])) is not None:
                 self._fill_layer(layer, group)
 
     def _fill_layer(self, layer: Layer, group: Any) -> None:
         names = self._file.texts(group, "weight_names") or []
         arrays = [self._file.array(group, name) for name in names if "seed_generator" not in name]
+        if layer.network is None and not is_known(layer):
+            self._result[layer] = {str(place): array for place, array in enumerate(arrays)}
+            return
         leaves = [(leaf, trains) for leaf in _leaves(layer) for trains in self._slots(leaf)]
         order = [leaf for leaf, trains in leaves if trains] + [leaf for leaf, trains in leaves if not trains]
         if len(order) != len(arrays):

@@ -85,6 +85,8 @@ def _projected(c: Context, part: str, t: Tensor, heads: int, size: int, perm: li
 def _causal(c: Context, scores: ir.Value, query: Tensor, value: Tensor) -> ir.Value:
     """Hides from each step those behind it."""
     rows, columns = c.size(1, query), c.size(1, value)
+    if rows * columns > 2**24:
+        raise c.error(f"hides later steps of {rows} × {columns}, which are too many")
     hidden = np.triu(np.full((rows, columns), np.finfo(np.float32).min / 2, np.float32), 1)
     masked = c.op.Add(scores, c.constant("causal_mask", hidden))
     assert isinstance(masked, ir.Value)

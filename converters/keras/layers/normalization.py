@@ -21,7 +21,7 @@ def batch_normalization(c: Context) -> Tensor:
     axis = _one_axis(c, x)
     size = c.size(axis, x)
     scale, bias = (
-        c.parameter(name, [size]) if c.has(name) else c.constant(name, np.full(size, value, np.float32))
+        c.parameter(name, [size]) if c.has(name) else c.filled(name, [size], value)
         for name, value in (("gamma", 1.0), ("beta", 0.0))
     )
     mean, variance = c.parameter("moving_mean", [size]), c.parameter("moving_variance", [size])
@@ -67,7 +67,7 @@ def layer_normalization(c: Context) -> Tensor:
     shape = [c.size(a, x) for a in axes]
     if c.get("rms_scaling", False):
         return _rms(c, x, axes, shape)
-    scale = c.parameter("gamma", shape) if c.has("gamma") else c.constant("gamma", np.ones(shape, np.float32))
+    scale = c.parameter("gamma", shape) if c.has("gamma") else c.filled("gamma", shape, 1.0)
     bias = c.parameter("beta", shape) if c.has("beta") else None
     epsilon = c.number("epsilon", 1e-3)
     y = c.op.LayerNormalization(c.plain(x), scale, bias, axis=axes[0] - x.rank, epsilon=epsilon, _name=c.name)
@@ -106,7 +106,7 @@ def group_normalization(c: Context) -> Tensor:
     if groups < 1 or size % groups:
         raise c.error(f"{size} channels do not divide into {groups} groups")
     scale, bias = (
-        c.parameter(name, [size]) if c.has(name) else c.constant(name, np.full(size, value, np.float32))
+        c.parameter(name, [size]) if c.has(name) else c.filled(name, [size], value)
         for name, value in (("gamma", 1.0), ("beta", 0.0))
     )
     value, moved = _with_axis_1(c, x, axis)
@@ -149,6 +149,8 @@ def normalization(c: Context) -> Tensor:
 
 
 def _given(c: Context, name: str, shape: list[int]) -> np.ndarray:
+    if math.prod(shape) > 2**24:
+        raise c.error(f"its {name} would have {math.prod(shape):,} numbers")
     try:
         array = np.asarray(c.get(name), np.float32)
         return array.reshape(shape) if array.size == math.prod(shape) else np.broadcast_to(array.reshape(()), shape)
