@@ -164,7 +164,7 @@ def train(
     elif kept:
         say(f"kept the weights of epoch {result.kept_epoch}: {', '.join(map(str, files.values()))}", quiet)
     if kept and result.ending != "diverged":
-        say(result.verdict, silent)
+        say(str(result.verdict), silent)
     if kept and not pictures:
         typer.echo("surgery: no curves.png: plots need matplotlib (pip install 'onnx-surgery[train]')", err=True)
     if result.ending == "stopped":
