@@ -50,6 +50,8 @@ def clean(model: ir.Model, source: Source, parameters: Mapping[str, np.ndarray])
         infer_shapes(model)
     if _flatten_normalization(model.graph):
         RemoveUnusedNodesPass()(model)
+        _forget_shapes(model.graph)
+        infer_shapes(model)
     names = name_parameters(model, parameters)
     _name_nodes(model.graph, names)
 
@@ -102,7 +104,6 @@ def _flatten_normalization(graph: ir.Graph) -> bool:
         found = True
         node.replace_input_with(0, x)
         out = node.outputs[0]
-        out.shape = y.shape
         y.replace_all_uses_with(out, replace_graph_outputs=True)
     return found
 
@@ -125,7 +126,11 @@ def _name_nodes(graph: ir.Graph, scopes: Mapping[ir.Node, str]) -> None:
     values = {v.name for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     for node in graph:
         name = scopes.get(node) or _CALLS.sub("", _NUMBER.sub("", node.name or "")) or node.op_type
-        node.name = _unique(name if node.op_type != "Transpose" else f"{name}/transpose", taken)
+        if node.op_type == "Transpose":
+            name = f"{name}/transpose"
+        elif node.op_type == "Dropout":  # TensorFlow has several operators in its scope
+            name = name.rpartition("/")[0] or name
+        node.name = _unique(name, taken)
         for index, output in enumerate(node.outputs):
             if not output.is_graph_output():
                 output.name = f"{node.name}:{index}" if index or node.name in values else node.name

@@ -13,7 +13,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataTy
 # What variables of batch normalization are called, by the place where ONNX reads them.
 _ROLES = {1: ("gamma", "scale"), 2: ("beta", "offset", "bias"), 3: ("mean",), 4: ("variance", "var")}
 
-_STATISTICS = ("mean", "variance", "gamma")
+_STATISTICS = ("mean", "variance", "gamma", "beta")
 
 _Print = tuple[int, int]
 
