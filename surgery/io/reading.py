@@ -66,7 +66,7 @@ def load(path: str | os.PathLike[str], *, oldest: int = MIN_OPSET) -> ir.Model:
             model = ir.from_proto(proto)
             if not len(model.graph) and not model.graph.outputs:
                 raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
-            _check_opset(model, path)
+            _check_opset(model, path, oldest)
             check_wiring(model, path)
             place_tensors(model, path, source, inline)
             clean(model)
