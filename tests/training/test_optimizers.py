@@ -25,7 +25,7 @@ from surgery.training.optimizers import MovingAverage, Sgd, chain
 from surgery.training.runner import Evaluation, Training
 from surgery.training.settings import TrainSettings
 from surgery.training.step import evaluation_step, training_step
-from tests.nets import batches, graph_with_input, model_of, parameter
+from tests.nets import Residual, batches, graph_with_input, model_of, parameter, residual
 
 pytestmark = pytest.mark.training
 CPU = ["CPUExecutionProvider"]
@@ -325,6 +325,26 @@ def test_an_accumulating_training_updates_at_the_end_of_each_group_and_epoch() -
         assert value.const_value is not None
         assert other.const_value is not None
         np.testing.assert_allclose(value.const_value.numpy(), other.const_value.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_beside_batch_statistics_is_pytorchs_loop() -> None:
+    """Each batch is normalized by itself and moves the running statistics."""
+    net = Residual()
+    training = Training(training_step(residual(net), chain(Sgd()), accumulate=True), CPU)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for number, (examples, targets) in enumerate(batches(20, 16, (3, 8, 8), 4), 1):
+        loss = loss_of(net, examples, targets)
+        (loss / 2).backward()
+        if number % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        assert training.run(examples, targets, 0.05, update=number % 2 == 0)[0] == pytest.approx(loss.item(), rel=1e-4)
+    weights = training.weights()
+    for name, parameter_ in net.named_parameters():
+        np.testing.assert_allclose(weights[name], parameter_.detach(), rtol=1e-3, atol=1e-4, err_msg=name)
+    for number in (1, 2):
+        mean = getattr(net, f"bn{number}").running_mean
+        np.testing.assert_allclose(weights[f"bn{number}.running_mean"], mean, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
