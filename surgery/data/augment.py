@@ -171,19 +171,19 @@ class Augment(BaseModel):
         factor = 1 / math.sqrt(self.resized_crop.scale[0]) if self.resized_crop is not None else 1.0
         return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
 
-    def image(self, pixels: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    def image(self, pixels: np.ndarray | Image, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Returns an image changed at random.
 
         Args:
-            pixels: uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`.
+            pixels: uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, or a Pillow image.
             size: Height and width of what is cut out; without a crop the image keeps its own.
             rng: Draws what is random.
         """
         from PIL import Image
 
-        if pixels.shape[2:] == (1,):
+        if isinstance(pixels, np.ndarray) and pixels.shape[2:] == (1,):
             return self.image(pixels[..., 0], size, rng)[..., None]
-        image = self._cut(Image.fromarray(pixels), size, rng)
+        image = self._cut(Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels, size, rng)
         if rng.random() < self.horizontal_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < self.vertical_flip:

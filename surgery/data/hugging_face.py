@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,9 @@ from surgery.data.parts import PARTS
 from surgery.data.preprocess import InputSpec, input_spec, require_pillow
 from surgery.data.rows import LazyRows
 from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["from_saved", "is_saved", "saved_parts"]
 
@@ -134,7 +137,7 @@ class _Pictures(Images):
         self._table, self._column = table.select_columns([column]), column
         self._print = f"{original._fingerprint} {column} {self.shape} {self.resize}"
 
-    def decode(self, index: int, least: tuple[int, int]) -> np.ndarray:
+    def decode(self, index: int, least: tuple[int, int]) -> Image:
         found = self._table[index][self._column]
         try:
             file = io.BytesIO(found["bytes"]) if found["bytes"] is not None else Path(found["path"])

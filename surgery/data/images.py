@@ -19,12 +19,12 @@ from surgery.errors import SurgeryError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Images", "as_pixels", "decode", "file_of", "whole"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFiles", "Images", "decode", "file_of", "upright", "whole"]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
-def decode(file: Path | BinaryIO, least: tuple[int, int], gray: bool) -> np.ndarray:
+def decode(file: Path | BinaryIO, least: tuple[int, int], gray: bool) -> Image:
     """Reads an image, upright as its EXIF data say.
 
     Gray images of 16 bits are scaled to 0–255. Transparency is dropped: colours are taken as they are stored.
@@ -35,7 +35,7 @@ def decode(file: Path | BinaryIO, least: tuple[int, int], gray: bool) -> np.ndar
         gray: Whether to read it without colours.
 
     Returns:
-        uint8 `[H, W]` if `gray`, else `[H, W, 3]` (RGB).
+        A Pillow image of mode L if `gray`, else RGB.
 
     Raises:
         ValueError: Its numbers have no range that is known: floats, or integers of 32 bits.
@@ -45,15 +45,19 @@ def decode(file: Path | BinaryIO, least: tuple[int, int], gray: bool) -> np.ndar
 
     with Image.open(file) as image:
         image.draft("L" if gray else "RGB", (least[1], least[0]))
-        return as_pixels(image, gray)
+        return upright(image, gray)
 
 
-def as_pixels(image: Image, gray: bool) -> np.ndarray:
-    """A Pillow image as uint8 `[H, W]` if `gray`, else `[H, W, 3]`; see `decode`."""
-    from PIL import ImageOps
+def upright(image: Image, gray: bool) -> Image:
+    """Any Pillow image as one of mode L if `gray`, else RGB; see `decode`."""
+    from PIL import ExifTags, ImageOps
 
-    upright = ImageOps.exif_transpose(image)
-    return np.asarray(_as_bytes(upright, image.format).convert("L" if gray else "RGB"))
+    mode, format = "L" if gray else "RGB", image.format
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # Pillow copies those that are upright, too
+        image = ImageOps.exif_transpose(image)
+    image = _as_bytes(image, format)
+    return image if image.mode == mode else image.convert(mode)
 
 
 class Images(LazyRows):
@@ -77,7 +81,7 @@ class Images(LazyRows):
         self._room = memory
         self._keeping = threading.Lock()
 
-    def decode(self, index: int, least: tuple[int, int]) -> np.ndarray:
+    def decode(self, index: int, least: tuple[int, int]) -> Image:
         """Returns an image at its size, or what is left of it where that is not below `least`.
 
         Raises:
@@ -85,18 +89,19 @@ class Images(LazyRows):
         """
         raise NotImplementedError
 
-    def whole(self, index: int, least: tuple[int, int]) -> np.ndarray:
-        """Returns what `decode` does, and keeps it while there is memory left for it."""
-        kept, image = self._whole.get(index, (None, None))
-        if image is not None and kept == least:
-            return image
+    def whole(self, index: int, least: tuple[int, int]) -> Image | np.ndarray:
+        """Returns what `decode` does, and keeps its pixels while there is memory left for them."""
+        kept, pixels = self._whole.get(index, (None, None))
+        if pixels is not None and kept == least:
+            return pixels
         image = self.decode(index, least)
+        size = image.width * image.height * len(image.getbands())
         with self._keeping:
             _, old = self._whole.get(index, (None, None))
             room = self._room + (old.nbytes if old is not None else 0)
-            if image.nbytes <= room:
-                self._room = room - image.nbytes
-                self._whole[index] = least, image
+            if size <= room:
+                self._room = room - size
+                self._whole[index] = least, np.asarray(image)
         return image
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -117,7 +122,7 @@ class ImageFiles(Images):
         """Whether reading a row takes long enough to be done in threads."""
         return self._rows is None
 
-    def decode(self, index: int, least: tuple[int, int]) -> np.ndarray:
+    def decode(self, index: int, least: tuple[int, int]) -> Image:
         try:
             return decode(self.files[index], least, self.gray)
         except Exception as error:  # Pillow's decoders raise many kinds
@@ -169,7 +174,7 @@ class ImageFiles(Images):
         return rest
 
 
-def whole(rows: Rows, index: int, least: tuple[int, int]) -> np.ndarray:
+def whole(rows: Rows, index: int, least: tuple[int, int]) -> Image | np.ndarray:
     """Returns an image as it is stored; one in a file with at least `least` pixels, if it has them."""
     if isinstance(rows, Selected):
         return whole(rows.rows, int(rows.indices[index]), least)

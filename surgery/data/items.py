@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,10 +12,13 @@ import onnx_ir as ir
 from surgery.data.arrays import from_arrays
 from surgery.data.dataset import Dataset
 from surgery.data.folder import MEMORY
-from surgery.data.images import Images, as_pixels
+from surgery.data.images import Images, upright
 from surgery.data.preprocess import InputSpec, input_spec
 from surgery.data.rows import LazyRows, digest
 from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 __all__ = ["from_items"]
 
@@ -191,14 +194,14 @@ class _Pictures(Images):
         super().__init__(len(source), spec, 0)  # nothing is kept that is in memory already, or is to be read anew
         self._source, self.random, self._paired = source, random, paired
 
-    def decode(self, index: int, least: tuple[int, int]) -> np.ndarray:
+    def decode(self, index: int, least: tuple[int, int]) -> Picture:
         example = _pair(self._source[index], index)[0] if self._paired else self._source[index]
         if _is_picture(example):
-            return as_pixels(example, self.gray)
+            return upright(example, self.gray)
         from PIL import Image
 
         pixels = np.asarray(example)
-        return as_pixels(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels), self.gray)
+        return upright(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels), self.gray)
 
     def fingerprint(self) -> str | None:
         if self._paired:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,9 @@ import onnx_ir as ir
 from surgery.data.rows import Rows
 from surgery.errors import SurgeryError
 from surgery.marks import Preprocessing, Resize, guess_layout, preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["InputSpec", "Preparer", "enough", "input_spec", "preparer", "require_pillow", "resize", "takes_images"]
 
@@ -80,11 +84,11 @@ def require_pillow() -> None:
         ) from error
 
 
-def resize(image: np.ndarray, size: tuple[int, int], first: Resize = None) -> np.ndarray:
-    """Resizes a uint8 image `[H, W]` or `[H, W, C]` and cuts `size` out of its middle.
+def resize(image: np.ndarray | Image, size: tuple[int, int], first: Resize = None) -> np.ndarray:
+    """Resizes an image and cuts `size` out of its middle.
 
     Args:
-        image: The image.
+        image: uint8 `[H, W]` or `[H, W, C]`, or a Pillow image.
         size: Height and width of what is returned.
         first: What it is resized to before the cut; see `surgery.marks.Preprocessing`.
 
@@ -95,16 +99,16 @@ def resize(image: np.ndarray, size: tuple[int, int], first: Resize = None) -> np
     from PIL import Image, ImageOps
 
     bilinear = Image.Resampling.BILINEAR
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     if first is None:
-        return np.asarray(ImageOps.fit(Image.fromarray(image), (size[1], size[0]), bilinear))
-    height, width = image.shape[:2]
+        return np.asarray(ImageOps.fit(picture, (size[1], size[0]), bilinear))
+    width, height = picture.size
     if isinstance(first, int):  # the longer side is rounded down, as in torchvision
         short = min(height, width)
         first = first * height // short, first * width // short
-    if first != (height, width):
-        image = np.asarray(Image.fromarray(image).resize((first[1], first[0]), bilinear))
     top, left = round((first[0] - size[0]) / 2), round((first[1] - size[1]) / 2)
-    return image[top : top + size[0], left : left + size[1]]
+    resized = picture.resize((first[1], first[0]), bilinear) if first != (height, width) else picture
+    return np.asarray(resized.crop((left, top, left + size[1], top + size[0])))
 
 
 def enough(size: tuple[int, int], first: Resize = None) -> tuple[int, int]:
