@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     IdentityEliminationPass,
@@ -17,10 +18,12 @@ from onnx_ir.passes.common import (
 from converters.tensorflow.padding import make_explicit
 from converters.tensorflow.parameters import name_parameters
 from converters.tensorflow.source import Source
+from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 
 __all__ = ["clean"]
 
+_SHOWN = 8
 _NUMBER = re.compile(r"__\d+$")  # what tf2onnx makes names different with
 _CALLS = re.compile(r"^((Stateful)?PartitionedCall(_\d+)?/)+")  # of functions that were inlined
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
@@ -39,6 +42,7 @@ def clean(model: ir.Model, source: Source, parameters: Mapping[str, np.ndarray])
     model.producer_name = "onnx-surgery"
     model.graph.doc_string = None
     model.doc_string = None
+    _check_operators(model, source)
     LiftConstantsToInitializersPass(size_limit=0)(model)
     _forget_shapes(model.graph)
     IdentityEliminationPass()(model)
@@ -52,8 +56,28 @@ def clean(model: ir.Model, source: Source, parameters: Mapping[str, np.ndarray])
         RemoveUnusedNodesPass()(model)
         _forget_shapes(model.graph)
         infer_shapes(model)
+    _check_outputs(model.graph, source)
     names = name_parameters(model, parameters)
     _name_nodes(model.graph, names)
+
+
+def _check_operators(model: ir.Model, source: Source) -> None:
+    """Refuses what tf2onnx has left as it is, since it does not know it."""
+    kinds = {node.op_type for node in model.graph.all_nodes() if not onnx.defs.has(node.op_type, node.domain)}
+    if kinds:
+        raise SurgeryError(
+            f"{source.path}: tf2onnx does not know the operators {', '.join(sorted(kinds)[:_SHOWN])}; end the network "
+            "before them with --option outputs=…"
+        )
+
+
+def _check_outputs(graph: ir.Graph, source: Source) -> None:
+    for value in graph.outputs:
+        if value.shape is None:
+            raise SurgeryError(
+                f"{source.path}: how many dimensions output {value.name!r} has depends on the input's; say its shape "
+                "without the batch, as --shape 224x224x3 (shape= in Python)"
+            )
 
 
 def _forget_shapes(graph: ir.Graph) -> None:
