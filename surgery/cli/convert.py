@@ -22,7 +22,9 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The network: Caffe's .prototxt or .caffemodel, .onnx, or a folder with one network or a card.",
+            help="The network: Caffe's .prototxt or .caffemodel; Keras' .keras, .h5, .hdf5 or .json; TensorFlow's .pb, "
+            ".meta or SavedModel folder; PyTorch's .pt2, TorchScript .pt or package.module:factory, which is your code "
+            "and is run; Torch7's .t7; .onnx; or a folder with one network or a card.",
             show_default=False,
         ),
     ],
@@ -32,7 +34,7 @@ def convert(
     weights: Annotated[
         Path | None, typer.Option(help="The file with the weights, where it does not lie next to the source.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="A text file with the class names, one a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The class names: a text file, one a line, or JSON.")] = None,
     shape: Annotated[
         str | None,
         typer.Option(
@@ -43,6 +45,9 @@ def convert(
     custom: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Python that converts layers of types that are not known."),
+    ] = None,
+    via: Annotated[
+        str | None, typer.Option(metavar="tf2onnx", help="Keras: convert with TensorFlow and tf2onnx instead.")
     ] = None,
     solver: Annotated[
         Path | None,
@@ -70,7 +75,9 @@ def convert(
 ) -> None:
     """Convert a network of another framework to ONNX, keeping what training needs.
 
-    Example: `surgery convert models/lenet_mnist/lenet_mnist.prototxt -o lenet.onnx`
+    Example: `surgery convert models/lenet_mnist/lenet_mnist.prototxt -o lenet.onnx --verify`
+
+    PyTorch: `surgery convert torchvision.models:resnet18 --weights resnet18.pth --shape 3x224x224`
 
     With how it was trained: `surgery convert net.prototxt --solver solver.prototxt --examples 60000`, and then
     `surgery train net.onnx data.npz --recipe net.train.yaml`
@@ -90,7 +97,7 @@ def convert(
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise SurgeryError(f"--option {item}: {value!r} is not a value in YAML") from error
-    options |= {key: value for key, value in (("shape", shape), ("custom", custom)) if value is not None}
+    options |= {key: value for key, value in (("shape", shape), ("custom", custom), ("via", via)) if value is not None}
     if solver is None and (examples or batch_size):
         raise SurgeryError("--examples and --batch-size are for --solver, which is not given")
     train = _train(solver, examples, batch_size) if solver is not None else None
