@@ -164,12 +164,15 @@ class Checkpoints:
         """
         self._identity = json.loads(json.dumps(identity))
         self._saved = time.monotonic()
+        self._old, self._best_epoch = [], 0
         with replacing(self.folder / ".writable"):  # to know now, not after an epoch
             pass
-        (self.folder / ".writable").unlink()
-        for leftover in self.folder.glob(".*.tmp"):  # of trainings that were killed
+        for leftover in self.folder.glob(".*"):  # of trainings that were killed, and this one
             leftover.unlink(missing_ok=True)
         files = self.files()
+        if not files:
+            with contextlib.suppress(OSError):  # something else is in it
+                self.folder.rmdir()  # until there is something to keep
         if not files or (self.restart and not resume):
             self._old = files
             return None
@@ -219,10 +222,7 @@ class Checkpoints:
     def end(self, ending: str) -> None:
         """Notes in the last checkpoint of a training how it ended."""
         files = self.files()
-        if not files:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
-        elif not self._old:
+        if files and not self._old:
             state, identity = read_state(files[-1])
             state.ending = ending
             with contextlib.suppress(SurgeryError):  # the training is over, and its result matters more than this note

@@ -64,6 +64,8 @@ class Loop:
         callbacks: What to tell how it goes.
     """
 
+    stage: Stage  # of the present phase
+
     def __init__(
         self,
         settings: TrainSettings,
@@ -145,6 +147,7 @@ class Loop:
             return False
         if self._phase >= 0:
             self._note_values()
+            del self.stage  # its memory is the next one's
         self._phase = phase
         goes_on = phase == self.state.phase
         self.stage = self._stages(phase, self.state)

@@ -17,7 +17,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
-from surgery.layers import ancestors, descendants
+from surgery.layers import ancestors, descendants, layers
 from surgery.passes.editing import constant_of
 from surgery.training.forward import changing_parameters, free_batch
 
@@ -45,12 +45,14 @@ class Split:
         rest: From the values at the cut to the outputs; its marks are the network's.
         cut: The values at the cut, by name, with the type and shape `[…]` of an example's.
         operators: How many operators the prefix has.
+        end: Why it ends where it does, where frozen layers come behind; empty otherwise.
     """
 
     prefix: ir.Model
     rest: ir.Model
     cut: dict[str, tuple[ir.DataType, tuple[int, ...]]]
     operators: int
+    end: str = ""
 
     @property
     def bytes_per_example(self) -> int:
@@ -86,9 +88,9 @@ def split(model: ir.Model, outputs: Collection[str]) -> Split | str | None:
         if first is not None and first.op_type == "Dropout":
             return f"dropout {first.name!r}, which comes before any layer, drops others each time"
         return None
-    end = next((o for o in graph.outputs if o.producer() in fixed), None)
-    if end is not None:
-        return f"nothing of output {end.name!r} is trained"
+    whole = next((o for o in graph.outputs if o.producer() in fixed), None)
+    if whole is not None:
+        return f"nothing of output {whole.name!r} is trained"
     cut = _smallest_cut(graph, fixed)
     if cut is None:
         return "the shape of its results is not known"
@@ -97,7 +99,10 @@ def split(model: ir.Model, outputs: Collection[str]) -> Split | str | None:
     size = sum(_size(v) or 0 for v in cut)
     if all(n.op_type in _PRODUCTS | _CHEAP for n in done) and sum(map(_multiplications, done)) <= _FREE * size:
         return f"it is computed as fast as its {size:,} bytes an example are read"
-    return _cut(model, [str(v.name) for v in cut], len(done))
+    behind = set() if first is None or first.op_type != "Dropout" else descendants(first.outputs)
+    more = any(layer.node in behind and layer.parameters and not layer.trainable for layer in layers(model))
+    end = f"dropout {first.name!r} behind it drops others each time" if more and first is not None else ""
+    return dataclasses.replace(_cut(model, [str(v.name) for v in cut], len(done)), end=end)
 
 
 def _fixed_nodes(model: ir.Model) -> tuple[list[ir.Node], ir.Node | None]:

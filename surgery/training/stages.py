@@ -173,6 +173,7 @@ def _told(parts: Split, found: Sequence[Features | str | None]) -> list[str]:
     places = " and ".join(dict.fromkeys(f.place for f in kept))
     aside = f"; of the examples to train on in each epoch, as {found[0]}" if isinstance(found[0], str) else ""
     aside += f"; of the validation data in each epoch, as {found[1]}" if isinstance(found[1], str) else ""
+    aside += f"; {parts.end}" if parts.end else ""
     return [f"{where}, computed once for {count:,} examples: {size:,.1f} MB {places}{aside}"]
 
 

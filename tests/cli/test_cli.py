@@ -178,7 +178,7 @@ def test_train_and_evaluate(folder: Path) -> None:
     out = folder / "trained"
     done = run("train", folder / "operated.onnx", folder / "digits.npz", "-r", folder / "pass.yaml", "-o", out)
     assert "epoch 2/2" in done.stdout
-    assert sorted(p.name for p in out.iterdir()) == ["curves.png", "history.jsonl", "model.onnx"]
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoints", "curves.png", "history.jsonl", "model.onnx"]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads(run("evaluate", out / "model.onnx", folder / "digits.npz", "--json").stdout)
     assert scores["accuracy"] > 0.9
@@ -216,9 +216,9 @@ def test_a_failed_training_leaves_an_earlier_result_alone(folder: Path) -> None:
     out = folder / "t5"
     words = ["train", folder / "lenet.onnx", folder / "digits.npz", "-o", out, "--epochs", "2"]
     run(*words, "--lr", "1e-3", "-q")
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     run(*words, "--lr", "1e30", code=1)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.training
@@ -230,7 +230,7 @@ def test_training_without_matplotlib_leaves_the_curves_out(folder: Path, monkeyp
     )
     assert "matplotlib" in done.stderr
     assert "kept the weights of epoch 1" in done.stdout
-    assert sorted(p.name for p in (folder / "t6").iterdir()) == ["history.jsonl", "model.onnx"]
+    assert sorted(p.name for p in (folder / "t6").iterdir()) == ["checkpoints", "history.jsonl", "model.onnx"]
 
 
 @pytest.mark.training
@@ -248,6 +248,27 @@ def test_ctrl_c_finishes_cleanly(folder: Path) -> None:
     assert "interrupted in epoch" in complaint
     assert (out / "model.onnx").is_file()
     assert (out / "curves.png").is_file()
+
+
+@pytest.mark.training
+def test_a_killed_training_goes_on_with_resume(folder: Path) -> None:
+    out, alone = folder / "t7", folder / "t8"
+    words = ["train", folder / "lenet.onnx", folder / "digits.npz", "--epochs", "6", "--lr", "1e-4"]
+    process = start(*words, "-o", out, "--checkpoint-steps", "2")
+    while process.poll() is None and not list((out / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    complaint = fails(*words, "-o", out)
+    assert "unfinished training" in complaint
+    assert "--resume" in complaint
+    run(*words, "-o", out, "--resume", "-q")
+    run(*words, "-o", alone, "--no-checkpoints", "-q")
+    assert not (alone / "checkpoints").exists()
+    assert (out / "model.onnx").read_bytes() == (alone / "model.onnx").read_bytes()
+    done, wanted = ([json.loads(line) for line in (f / "history.jsonl").open()] for f in (out, alone))
+    assert [{**r, "seconds": 0} for r in done] == [{**r, "seconds": 0} for r in wanted]
+    assert "epochs was 6 and is 7" in fails("train", *words[1:3], "--epochs", "7", "-o", out, "--resume")
 
 
 def test_training_faults_name_what_is_wrong(folder: Path, tmp_path: Path) -> None:

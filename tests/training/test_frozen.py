@@ -231,6 +231,9 @@ def test_a_dropout_in_the_frozen_part_ends_the_prefix() -> None:
     frozen(model, {"until": "pool"})
     (name,) = parts(model).cut
     assert name == "relu1"
+    notes = Notes()
+    surgery.train(model, images(8), epochs=1, callbacks=[notes])
+    assert notes.lines[0].endswith("; dropout 'conv1/dropout' behind it drops others each time")
 
 
 def test_a_dropout_that_drops_nothing_does_not() -> None:
