@@ -51,6 +51,7 @@ def translate(
 
 def prepare(tf: Any, source: Source) -> dict[str, np.ndarray]:
     """Rewrites the graph of `source` for tf2onnx; returns its parameters by name."""
+    _check(tf, source)
     inline(tf, source)
     find_ends(source)
     nodes = [tensor.partition(":")[0] for tensor in (*source.inputs.values(), *source.outputs.values())]
@@ -62,7 +63,14 @@ def prepare(tf: Any, source: Source) -> dict[str, np.ndarray]:
     settle_switches(source)
     restore_batch_normalization(tf, source)
     prune(source.graph, nodes)
+    _check(tf, source)
     return parameters
+
+
+def _check(tf: Any, source: Source) -> None:
+    """Has TensorFlow look at the graph: importing it raises what its optimizer, in C++, would abort the process at."""
+    with tf.Graph().as_default():
+        tf.import_graph_def(source.graph, name="")
 
 
 def _keep_statistics(source: Source, nodes: Sequence[str]) -> None:
