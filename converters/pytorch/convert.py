@@ -12,6 +12,7 @@ import onnx_ir as ir
 from converters.options import Shape
 from converters.registry import converter, load_extra
 from surgery.errors import SurgeryError
+from surgery.proto import first_line
 
 __all__ = ["convert_pytorch", "open_network"]
 
@@ -118,13 +119,9 @@ def _make(name: str, weights: Path | None, arguments: Mapping[str, Any] | None) 
         try:
             module = factory(**arguments or {})
         except Exception as error:  # whatever the user's code does
-            raise SurgeryError(f"{name}: calling it fails ({_first_line(error)})") from error
+            raise SurgeryError(f"{name}: calling it fails ({first_line(error)})") from error
     if not isinstance(module, torch.nn.Module):
         raise SurgeryError(f"{name}: returns a {type(module).__name__}, not a torch.nn.Module")
     if weights is not None:
         load_weights(module, weights)
     return module.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

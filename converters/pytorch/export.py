@@ -18,6 +18,7 @@ import torch
 from converters.options import Dim, Shape, input_shapes
 from converters.pytorch.clean import clean
 from surgery.errors import SurgeryError
+from surgery.proto import first_line
 
 __all__ = ["example", "export", "set_modes"]
 
@@ -25,7 +26,23 @@ _OPSET = 18  # what torch.onnx writes best
 _IMAGE, _OTHER = 224, 16  # sizes to export with where any goes
 _aten = torch.ops.aten
 _DROPOUT = (_aten.dropout.default, _aten.dropout_.default)
-_NORMALIZATION = {_aten.batch_norm.default: 5, _aten.instance_norm.default: 5}  # which argument is `training`
+# What else differs between training and inference: which argument says so, and what it is at inference.
+_MODES: dict[Any, tuple[int, Any]] = {
+    _aten.batch_norm.default: (5, False),
+    _aten.instance_norm.default: (5, True),  # which has but the statistics of its input
+    _aten.lstm.input: (6, False),
+    _aten.gru.input: (6, False),
+    _aten.rnn_tanh.input: (6, False),
+    _aten.rnn_relu.input: (6, False),
+    _aten.scaled_dot_product_attention.default: (4, 0.0),
+    **dict.fromkeys(
+        (
+            _aten.feature_dropout.default, _aten.feature_dropout_.default, _aten.alpha_dropout.default,
+            _aten.alpha_dropout_.default, _aten.feature_alpha_dropout.default, _aten.feature_alpha_dropout_.default,
+        ),
+        (2, False),
+    ),
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -116,7 +133,7 @@ def _trace(
             program = _trace(module, source, inputs, _without_batch(dims))
             _log.warning("%s: its code fixes the size of the batch: it is 1 in the model", source)
             return program
-        raise SurgeryError(f"{source}: torch.export cannot trace it ({_first_line(error)})") from error
+        raise SurgeryError(f"{source}: torch.export cannot trace it ({first_line(error)})") from error
 
 
 def _export_program(program: torch.export.ExportedProgram, source: Path, dims: dict[str, dict[int, str]]) -> ir.Model:
@@ -127,21 +144,28 @@ def _export_program(program: torch.export.ExportedProgram, source: Path, dims: d
                 program, (), dynamo=True, optimize=False, opset_version=_OPSET, verbose=False, external_data=False
             )
     except Exception as error:  # an operator without a translation, for one
-        raise SurgeryError(f"{source}: torch.onnx cannot export it ({_first_line(error)})") from error
+        raise SurgeryError(f"{source}: torch.onnx cannot export it ({first_line(error)})") from error
     assert made is not None
     frozen = {name for name, tensor in program.named_parameters() if not tensor.requires_grad}
     return clean(made.model, {name for name, _ in program.named_parameters()}, frozen, dims)
 
 
 def set_modes(module: torch.fx.GraphModule, dropout: bool) -> None:
-    """Makes normalizations use their statistics, and Dropout drop or not: what drops nothing is not exported."""
+    """Sets what differs between training and inference to inference, but for Dropout.
+
+    Args:
+        module: The graph of an exported program.
+        dropout: Whether Dropout drops: one that drops nothing is not exported. Those of whole channels, of attention
+            and between recurrent layers are never exported: ONNX has no such operators.
+    """
     for node in module.graph.nodes:
         if node.target in _DROPOUT and node.args[1]:
             node.target = _DROPOUT[0]  # in place, it would be exported as random numbers and comparisons
             node.args = (*node.args[:2], dropout)
-        elif node.target in _NORMALIZATION:
-            at = _NORMALIZATION[node.target]
-            node.args = (*node.args[:at], node.target is _aten.instance_norm.default, *node.args[at + 1 :])
+        elif node.target in _MODES:
+            at, value = _MODES[node.target]
+            if len(node.args) > at:
+                node.args = (*node.args[:at], value, *node.args[at + 1 :])
     module.recompile()
 
 
@@ -164,7 +188,7 @@ def _export_script(
                 dynamic_axes={name: free for name, free in dims.items() if free},
             )
     except Exception as error:
-        raise SurgeryError(f"{source}: torch.onnx cannot export it ({_first_line(error)})") from error
+        raise SurgeryError(f"{source}: torch.onnx cannot export it ({first_line(error)})") from error
     model = ir.from_proto(onnx.load_from_string(file.getvalue()))
     return clean(model, {name for name, _ in script.named_parameters()}, frozen, dims)
 
@@ -183,7 +207,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

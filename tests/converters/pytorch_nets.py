@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Attention", "Block", "FixedBatch", "Net", "Two", "embedding", "failing", "number", "ready", "small"]
+__all__ = [
+    "Attention",
+    "Block",
+    "FixedBatch",
+    "Net",
+    "Recurrent",
+    "Two",
+    "embedding",
+    "failing",
+    "number",
+    "ready",
+    "small",
+]
 
 
 class Block(nn.Module):
@@ -76,6 +88,21 @@ class FixedBatch(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(x).reshape(1, 2)
+
+
+class Recurrent(nn.Module):
+    """All that drops otherwise than Dropout: channels, between recurrent layers, by SELU's rule, in attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = nn.Dropout2d(0.5)
+        self.rnn = nn.LSTM(6, 5, num_layers=2, dropout=0.5, batch_first=True)
+        self.alpha = nn.AlphaDropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.alpha(self.rnn(self.channels(x).flatten(2).transpose(1, 2))[0]).unsqueeze(1)
+        dropped = 0.5 if self.training else 0.0
+        return nn.functional.scaled_dot_product_attention(y, y, y, None, dropped)
 
 
 def small(classes: int = 5, seed: int = 0, frozen: bool = False) -> nn.Module:

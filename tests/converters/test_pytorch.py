@@ -22,7 +22,7 @@ from surgery.marks import marks
 from surgery.runtime import session
 from tests.cli.test_cli import fails, run
 from tests.converters import pytorch_nets
-from tests.converters.pytorch_nets import Net, Two, small
+from tests.converters.pytorch_nets import Net, Recurrent, Two, small
 
 NETS = "tests.converters.pytorch_nets"
 SHAPE = "3x16x16"
@@ -132,6 +132,19 @@ def test_a_program_exported_in_training_mode_infers(tmp_path: Path, rng: np.rand
     np.testing.assert_allclose(outputs(model, x)[0], expected, rtol=1e-5, atol=1e-6)
     assert converters.verify(tmp_path / "net.pt2", model).equal
     assert str(model.graph.inputs[0].shape) == "[2,3,16,16]"  # as it was exported
+
+
+def test_nothing_random_is_left_of_training_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Recurrent()
+    x = torch.randn(2, 6, 2, 2)
+    torch.export.save(torch.export.export(net.train(), (x,)), tmp_path / "net.pt2")
+    model = converters.convert(tmp_path / "net.pt2")
+    with torch.no_grad():
+        expected = net.eval()(x).numpy()
+    for _ in range(2):
+        np.testing.assert_allclose(outputs(model, x.numpy())[0], expected, rtol=1e-5, atol=1e-6)
+    assert converters.verify(tmp_path / "net.pt2", model).equal
 
 
 def test_two_inputs_and_outputs(rng: np.random.Generator) -> None:
