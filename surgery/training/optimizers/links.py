@@ -134,7 +134,7 @@ def _root(u: Updating, second: ir.Value, beta2: float, epsilon: float, hat: bool
     if hat:
         return op.Add(op.Sqrt(second), u.scalar(epsilon / float(np.sqrt(1 - beta2))))
     small = clock.once(
-        "epsilon", lambda: clock.all.float(op.Div(op.constant(np.array(epsilon)), _spread(clock, beta2)))
+        "epsilon", lambda: clock.all.as_float(op.Div(op.constant(np.array(epsilon)), _spread(clock, beta2)))
     )
     return op.Add(op.Sqrt(second), u.scalar(small))
 
@@ -160,7 +160,7 @@ def adam_scaling(beta1: float, beta2: float, epsilon: float, amsgrad: bool = Fal
 
         def correction() -> ir.Value:
             product = op.Mul(clock.bias(decay), _spread(clock, beta2))
-            return u.all.float(op.Div(op.constant(np.array(1.0)), product))
+            return u.all.as_float(op.Div(op.constant(np.array(1.0)), product))
 
         u.scale(clock.once("adam", correction))
         return op.Div(first, _root(u, second, beta2, epsilon, epsilon_hat))
@@ -186,8 +186,8 @@ def nadam_scaling(beta1: float, beta2: float, epsilon: float, momentum_decay: fl
         of_gradient = op.Div(op.Sub(one, now), op.Sub(one, product))
         of_sum = op.Div(op.Mul(following, op.constant(np.array(1 - beta1))), op.Sub(one, op.Mul(product, following)))
         return (
-            everyone.float(op.Div(of_gradient, _spread(clock, beta2))),
-            everyone.float(op.Div(of_sum, of_gradient)),
+            everyone.as_float(op.Div(of_gradient, _spread(clock, beta2))),
+            everyone.as_float(op.Div(of_sum, of_gradient)),
         )
 
     def link(u: Updating, gradient: ir.Value) -> ir.Value:
@@ -216,7 +216,7 @@ def adamax_scaling(beta1: float, beta2: float, epsilon: float) -> Link:
         size = op.Add(op.Abs(gradient), u.scalar(epsilon))
         top = u.keep("u", op.Max(op.Mul(u.state("u"), u.scalar(beta2)), size))
         share = op.constant(np.array(1 - beta1))
-        u.scale(clock.once("adamax", lambda: u.all.float(op.Div(share, clock.bias(beta1)))))
+        u.scale(clock.once("adamax", lambda: u.all.as_float(op.Div(share, clock.bias(beta1)))))
         return op.Div(first, top)
 
     return link

@@ -35,6 +35,7 @@ class Updates:
 
     Args:
         op: Writes into the graph.
+        gradients: The gradient of every trained parameter, as the loss gives it.
         momentum: Whether the momentum comes with each step, as one-cycle training wants it.
 
     Attributes:
@@ -72,11 +73,11 @@ class Updates:
             self._shared[key] = make()
         return self._shared[key]
 
-    def double(self, value: ir.Value) -> ir.Value:
+    def as_double(self, value: ir.Value) -> ir.Value:
         """`value` in double."""
         return self.op.Cast(value, to=int(ir.DataType.DOUBLE))
 
-    def float(self, value: ir.Value) -> ir.Value:
+    def as_float(self, value: ir.Value) -> ir.Value:
         """`value` in float."""
         return self.op.Cast(value, to=int(ir.DataType.FLOAT))
 
@@ -110,13 +111,13 @@ class Clock:
     @property
     def time(self) -> ir.Value:
         """`step` in double, for powers of what is near 1: in float, 1 − 0.999 is off by a hundred-thousandth."""
-        return self.once("time", lambda: self.all.double(self.step))
+        return self.once("time", lambda: self.all.as_double(self.step))
 
     def bias(self, beta: float | ir.Value) -> ir.Value:
         """1 − beta^step, in double."""
 
         def make() -> ir.Value:
-            base = self.all.double(beta) if isinstance(beta, ir.Value) else self.op.constant(np.array(beta))
+            base = self.all.as_double(beta) if isinstance(beta, ir.Value) else self.op.constant(np.array(beta))
             return self.op.Sub(self.op.constant(np.array(1.0)), self.op.Pow(base, self.time))
 
         return self.once(("bias", beta), make)
