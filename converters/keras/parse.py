@@ -167,6 +167,8 @@ class Parser:
                 if any(True for _ in references(call.args)) or any(True for _ in references(call.kwargs)):
                     layer.calls.append(call)
         inputs, outputs = (_endings(config[key], known) for key in ("input_layers", "output_layers"))
+        if not outputs:
+            raise self._error(f"the model {name!r} has no outputs")
         network = Network(name, layers, inputs, outputs)
         _count_from_zero(network)
         return network
@@ -215,7 +217,10 @@ def _call_3(node: dict[str, Any]) -> Call:
             return Ref(str(layer), int(call), int(tensor))
         return None
 
-    return Call(_convert(node["args"], leaf), _convert(node.get("kwargs") or {}, leaf))
+    args, kwargs = node["args"], node.get("kwargs") or {}
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise TypeError(f"a layer is given {args!r} and {kwargs!r}")
+    return Call(_convert(args, leaf), _convert(kwargs, leaf))
 
 
 def _call_2(node: Any, known: set[str]) -> Call:
