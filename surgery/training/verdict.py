@@ -9,7 +9,7 @@ last window, and the *watched* loss is the validation loss, or the training loss
 3. ``overfits``: the validation loss at the end is above that of its best window by more than 5 % of it and of the range
    of all, while the training loss has fallen since.
 4. ``flat``: the training loss at the end is less than 2 % below the first epoch's.
-5. ``improves``: the watched loss at the end is more than 5 % below that of the window before, and that is more than 1 %
+5. ``improves``: the watched loss at the end is more than 2 % below that of the window before, and that is more than 1 %
    of the range of all: it should train longer.
 6. ``converges``: otherwise.
 """
@@ -115,6 +115,6 @@ def _settles(losses: np.ndarray, name: str, window: int) -> Verdict:
     end, before = _end(losses, window), float(losses[-2 * window : -window].mean())
     gain = before - end
     span = f"the last {window} epochs" if window > 1 else "the last epoch"
-    if gain > 0.05 * abs(before) and gain > 0.01 * np.ptp(losses):
+    if gain > 0.02 * abs(before) and gain > 0.01 * np.ptp(losses):
         return Verdict("improves", f"the {name} loss still fell by {gain / abs(before):.0%} in {span}, to {end:.4g}")
     return Verdict("converges", f"the {name} loss was {before:.4g} before {span} and is {end:.4g}")

@@ -27,6 +27,7 @@ CURVES: dict[str, tuple[Any, Any, str]] = {
     "settled, without validation": (FALLING, None, "converges"),
     "noisy but settled": (FALLING, 0.3 + 0.01 * np.random.default_rng(0).standard_normal(20), "converges"),
     "cut off while it falls": (FALLING[:5], FALLING[:5] + 0.05, "improves"),
+    "slowly, but it falls": ([1.847, 0.7135, 0.6591], [0.7301, 0.6677, 0.6528], "improves"),
     "a straight way down": (2 - 0.09 * EPOCHS, None, "improves"),
     "validation turns": (2 * 0.8**EPOCHS, 1 + 0.02 * (EPOCHS - 6) ** 2, "overfits"),
     "validation worse in the last epoch only": (FALLING, [*FALLING[:-1], 0.11], "converges"),
