@@ -96,7 +96,7 @@ class Loop:
         try:
             for callback in self.callbacks:
                 callback.on_train_begin(self._plan())
-            self._tell(self.stage.notes)
+            self._tell([*self._where(), *self.stage.notes])
             while state.epoch <= self.settings.epochs and not state.ending:
                 if self._enter(state.epoch):
                     self._tell(self.stage.notes)
@@ -134,6 +134,15 @@ class Loop:
             past=tuple(self.state.history),
             weights=lambda: self.stage.training.weights(),
         )
+
+    def _where(self) -> list[str]:
+        """Where an interrupted training goes on."""
+        state = self.state
+        if not state.runs:
+            return []
+        if state.ending:
+            return [f"the training had {state.ending} before: nothing is left to do"]
+        return [f"going on in epoch {state.epoch}" + (f", after step {state.step}" if state.step else "")]
 
     def _tell(self, notes: Iterable[str]) -> None:
         for note in notes:

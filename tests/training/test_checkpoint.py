@@ -61,6 +61,10 @@ class Kill(Callback):
 class Losses(Callback):
     def __init__(self) -> None:
         self.seen: dict[tuple[int, int], float] = {}
+        self.notes: list[str] = []
+
+    def on_note(self, note: str) -> None:
+        self.notes.append(note)
 
     def on_step_end(self, epoch: int, step: int, loss: float) -> None:
         self.seen[epoch, step] = loss
@@ -106,6 +110,8 @@ def test_a_training_goes_on_to_the_same_numbers(case: str, when: tuple[int, int]
     got = train(**CASES[case], callbacks=[after], checkpoints=Checkpoints(tmp_path, steps=3), resume=True)
     first = min(after.seen)
     assert (1, 1) < first <= when
+    done = f", after step {first[1] - 1}" if first[1] > 1 else ""
+    assert after.notes[0] == f"going on in epoch {first[0]}{done}"
     assert when[1] - first[1] < 3 or first[0] < when[0]
     assert {**before.seen, **after.seen} == whole.seen
     assert {key: before.seen[key] for key in before.seen.keys() & after.seen.keys()} == {
@@ -149,6 +155,7 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     want, again = train(checkpoints=tmp_path), Losses()
     got = train(checkpoints=tmp_path, resume=True, callbacks=[again])
     assert not again.seen
+    assert again.notes == ["the training had finished before: nothing is left to do"]
     assert got.ending == "finished"
     assert got.history == want.history
     np.testing.assert_array_equal(weights(got.model)["fc.weight"], weights(want.model)["fc.weight"])
