@@ -117,7 +117,9 @@ def _make(name: str, weights: Path | None, arguments: Mapping[str, Any] | None) 
         module: Any = factory
     else:
         try:
-            module = factory(**arguments or {})
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # weights that no file gives are the same each time
+                module = factory(**arguments or {})
         except Exception as error:  # whatever the user's code does
             raise SurgeryError(f"{name}: calling it fails ({first_line(error)})") from error
     if not isinstance(module, torch.nn.Module):

@@ -191,6 +191,13 @@ def test_free_sizes_and_a_fixed_batch(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(outputs(model, x)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_random_weights_are_the_same_each_time() -> None:
+    state = torch.random.get_rng_state()
+    model = converters.convert(f"{NETS}:FixedBatch", shape="4")
+    assert converters.verify(f"{NETS}:FixedBatch", model, shape="4").equal
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_a_network_that_is_made_already() -> None:
     model = converters.convert(f"{NETS}:ready", shape=SHAPE)
     assert str(model.graph.outputs[0].shape) == "[batch,2]"
