@@ -143,12 +143,15 @@ def _random(model: ir.Model, shapes: Sequence[str], count: int, seed: int) -> In
                     f"the shape of input {value.name!r} is unknown; say --shape {value.name}=1x3x224x224"
                 )
             dims = [d if isinstance(d, int) else count if axis == 0 else _OPEN for axis, d in enumerate(value.shape)]
-        kind = np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
-        if kind.kind in "iub":
-            arrays[str(value.name)] = rng.integers(0, _WORDS, dims).astype(kind)
-        else:
-            arrays[str(value.name)] = rng.normal(size=dims).astype(kind)
+        try:
+            arrays[str(value.name)] = _numbers(rng, dims, np.dtype((value.dtype or ir.DataType.FLOAT).numpy()))
+        except (MemoryError, ValueError, TypeError) as error:
+            raise SurgeryError(f"no random numbers can be made for input {value.name!r} of {dims} ({error})") from error
     return arrays
+
+
+def _numbers(rng: np.random.Generator, dims: Sequence[int], kind: np.dtype) -> np.ndarray:
+    return (rng.integers(0, _WORDS, dims) if kind.kind in "iub" else rng.normal(size=dims)).astype(kind)
 
 
 def _parse_shape(text: str, model: ir.Model) -> tuple[str, list[int]]:

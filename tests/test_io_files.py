@@ -261,11 +261,11 @@ class TestLink:
         onnx.save(made, tmp_path / "in" / "m.onnx")
         with (tmp_path / "in" / "w.bin").open("wb") as file:
             file.truncate(300 * 6_000_000 * 4)
-        start = time.monotonic()
+        start = time.process_time()
         model = load(tmp_path / "in" / "m.onnx")
         apply(model, OPERATION)
         save(model, tmp_path / "out" / "m.onnx", link=True)
-        assert time.monotonic() - start < 2
+        assert time.process_time() - start < 2
         assert load(tmp_path / "out" / "m.onnx").graph.initializers["big"].const_value.nbytes == 7_200_000_000  # type: ignore[union-attr]
 
 

@@ -42,7 +42,7 @@ def test_mutated_files(tmp_path: Path, count: int) -> None:
     refused = 0
     for number in range(count):
         path.write_bytes(mutated(files[number % len(files)], random))
-        start = time.monotonic()
+        start = time.process_time()
         try:
             model = load(path)
         except SurgeryError as error:
@@ -54,5 +54,5 @@ def test_mutated_files(tmp_path: Path, count: int) -> None:
                 assert layer.trainable in (True, False)
             with contextlib.suppress(SurgeryError):
                 head(model)
-        assert time.monotonic() - start < 5, f"mutation {number}"
+        assert time.process_time() - start < 5, f"mutation {number}"
     assert 0.5 * count < refused < count

@@ -115,4 +115,5 @@ def test_what_cannot_be_compared() -> None:
     save(cnn(), "c.onnx")
     assert "does not run" in fails("verify", "a.onnx", "c.onnx")
     assert "no such file" in fails("verify", "a.onnx", "a.onnx", "--data", "nothing.npz")
+    assert "no random numbers can be made" in fails("verify", "a.onnx", "a.onnx", "--shape", f"{10**9}x{10**9}")
     assert "--shape is for random" in fails("verify", "a.onnx", "a.onnx", "--data", "a.npz", "--shape", "8x8")
