@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import converters
+import surgery
 from converters.pytorch.weights import read_state
 from surgery.errors import SurgeryError
 from surgery.layers import layers
@@ -118,6 +119,27 @@ def test_dropout_drops_when_it_is_told_to(models: dict[str, ir.Model], rng: np.r
             node.resize_inputs(3)
             node.replace_input_with(2, yes)
     assert not np.allclose(outputs(model, x)[0], before)
+
+
+@pytest.mark.training
+def test_it_can_be_fine_tuned(models: dict[str, ir.Model], rng: np.random.Generator) -> None:
+    """With its Dropout, past a head of another size, and with what is frozen left alone."""
+    model = ir.from_proto(ir.to_proto(models["net.pt2"]))
+    surgery.apply(model, [{"replace_head": {"units": 2, "seed": 0}}])
+    x = rng.normal(size=(24, 3, 16, 16)).astype(np.float32)
+    y = np.arange(24) % 2
+    x[y == 1] += 0.7
+    trained = surgery.train(model, (x, y), epochs=8, batch_size=8, learning_rate=0.05, validation=0.0, seed=0)
+    losses = [record["loss"] for record in trained.history]
+    assert losses[-1] < 0.7 * losses[0]
+    old, new = model.graph.initializers, trained.model.graph.initializers
+    same = {
+        name
+        for name, value in old.items()
+        if name in new and np.array_equal(value.const_value.numpy(), new[name].const_value.numpy())  # type: ignore[union-attr]
+    }
+    assert {"stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"} <= same
+    assert not {"layer1.0.conv1.weight", "layer1.0.conv2.weight", "layer1.0.bn1.bias"} & same
 
 
 def test_a_program_exported_in_training_mode_infers(tmp_path: Path, rng: np.random.Generator) -> None:
