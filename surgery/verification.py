@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, nearest
 from surgery.runtime import providers, session
 
 __all__ = ["OutputDifference", "read_examples", "verify_models"]
@@ -155,12 +155,14 @@ def _numbers(rng: np.random.Generator, dims: Sequence[int], kind: np.dtype) -> n
 
 
 def _parse_shape(text: str, model: ir.Model) -> tuple[str, list[int]]:
-    name, equals, dims = text.rpartition("=")
-    name = name or str(model.graph.inputs[0].name)
-    if name not in {v.name for v in model.graph.inputs}:
-        raise SurgeryError(f"--shape {text}: there is no input {name!r}")
+    name, _, dims = text.rpartition("=")
+    names = [str(v.name) for v in model.graph.inputs]
+    if not name and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        raise SurgeryError(f"--shape {text}: there is no input {name!r}{nearest(name, names)}; write INPUT=8x3x224x224")
     sizes = dims.split("x")
-    if not equals or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise SurgeryError(f"--shape {text}: write INPUT=8x3x224x224")
     return name, [int(size) for size in sizes]
 

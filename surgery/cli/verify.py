@@ -29,7 +29,8 @@ def verify(
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="INPUT=8x3x224x224", help="The shape of a random input, where the model leaves it open; may repeat."
+            metavar="[INPUT=]8x3x224x224",
+            help="The shape of a random input, where the model leaves it open; may be repeated.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
