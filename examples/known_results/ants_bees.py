@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from common import HERE, PHOTOGRAPHS, arguments
+from common import HERE, PHOTOGRAPHS, arguments, photographs
 from torch import nn
 
 import surgery
-from surgery.data import Dataset, open_data
+from surgery.data import Dataset, from_arrays
 from surgery.recipe import load_recipe
 from surgery.training.settings import TrainSettings
 
@@ -83,14 +83,23 @@ def tutorials_loop(net: nn.Sequential, data: Dataset, held: Dataset, settings: T
 recipe = load_recipe(HERE / "ants_bees.yaml")
 settings = recipe.train.model_copy(update={"epochs": options.epochs or recipe.train.epochs})
 pretrained = surgery.load(options.model)
-data, held = open_data(options.data, pretrained)
-if options.examples:
-    data, held = (part.subset(np.linspace(0, len(part) - 1, options.examples).astype(int)) for part in (data, held))
+classes = ["ants", "bees"]
+
+
+def part(name: str) -> Dataset:
+    """The photographs of a part, at twice the size of the network's input, in memory."""
+    files = [sorted((options.data / name / label).glob("*.jpg"))[: options.examples] for label in classes]
+    size = 2 * int(pretrained.graph.inputs[0].shape[2])
+    targets = np.repeat([0, 1], [len(group) for group in files])
+    return from_arrays(photographs([file for group in files for file in group], size), targets, pretrained, classes)
+
+
+data, held = part("train"), part("val")
 found: dict[str, list[float]] = {}
 for seed in range(options.seeds):
     for frozen in (False, True):
         model = pretrained.clone()
-        surgery.apply(model, [{"replace_head": {"labels": ["ants", "bees"], "seed": seed}}, *recipe.passes[1:]])
+        surgery.apply(model, [{"replace_head": {"labels": classes, "seed": seed}}, *recipe.passes[1:]])
         net = twin(model)
         if frozen:
             surgery.apply(model, {"passes": [{"freeze": "all"}, {"unfreeze": "head"}]})

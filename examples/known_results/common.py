@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from PIL import Image
 
 import surgery
+from surgery.data.preprocess import resize
 from surgery.emit import Emitter
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.passes.initializers import initialize
@@ -36,6 +38,11 @@ def mnist(path: Path, examples: int | None = None) -> dict[str, np.ndarray]:
         raise SystemExit(f"{path}: no such file; download it from {MNIST}")
     with np.load(path) as arrays:
         return {name: arrays[name][:examples] for name in ("x_train", "y_train", "x_test", "y_test")}
+
+
+def photographs(files: list[Path], size: int) -> np.ndarray:
+    """Reads photographs, their middle as squares of `size` pixels: `[N, size, size, 3]`."""
+    return np.stack([resize(np.asarray(Image.open(file).convert("RGB")), (size, size)) for file in files])
 
 
 class Network:

@@ -11,11 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from common import HERE, PHOTOGRAPHS, Network, arguments
-from PIL import Image
+from common import HERE, PHOTOGRAPHS, Network, arguments, photographs
 
 import surgery
-from surgery.data.preprocess import resize
 from surgery.recipe import load_recipe
 
 SIZE = 48  # pixels; photographs are kept larger, so that parts of them are sharp
@@ -28,14 +26,14 @@ folder = options.data / "train" if (options.data / "train").is_dir() else option
 files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".jpg", ".jpeg", ".png"))[: options.examples]
 if not files:
     raise SystemExit(f"{options.data}: no photographs; {PHOTOGRAPHS}")
-photographs = np.stack([resize(np.asarray(Image.open(f).convert("RGB")), (2 * SIZE, 2 * SIZE)) for f in files])
+images = photographs(files, 2 * SIZE)
 
 network = Network(3, SIZE, SIZE, seed=options.seed, initializer="he")
 for number, units in enumerate((16, 32, 64, 64), 1):
     network.conv(f"conv{number}", units, pad=1).pool(f"pool{number}")
-model = network.average("mean").dense("head", len(photographs), "Softmax").model()
+model = network.average("mean").dense("head", len(images), "Softmax").model()
 how = {"seed": options.seed} | ({"epochs": options.epochs} if options.epochs else {})
-trained = surgery.train(model, (photographs, np.arange(len(photographs))), recipe.train, **how)
+trained = surgery.train(model, (images, np.arange(len(images))), recipe.train, **how)
 surgery.save(trained.model, options.output / "exemplars.onnx")
 share = np.mean([record["accuracy"] for record in trained.history[-5:]])
-print(f"{share:.1%} of the parts are found among {len(photographs)} photographs (chance: {1 / len(photographs):.1%})")
+print(f"{share:.1%} of the parts are found among {len(images)} photographs (chance: {1 / len(images):.1%})")
