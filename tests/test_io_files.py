@@ -185,6 +185,29 @@ class TestExternal:
         assert place_of(tmp_path / "out" / "n.onnx", "w1") == place_of(tmp_path / "out" / "n.onnx", "w3")
         assert weights(tmp_path / "out" / "n.onnx") == weights(external)
 
+    def test_a_constant_in_a_function_comes_along(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        made = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "d": 1]> g (float[N] x) => (float[N] y)
+            { y = d.f(x) } <domain: "d", opset_import: ["": 17]> f (i) => (o)
+            { c = Constant<value = float[2] {3, 4}>() o = Add(i, c) }""")
+        tensor = made.functions[0].node[0].attribute[0].t
+        tensor.ClearField("float_data")
+        (tmp_path / "in" / "w.bin").write_bytes(np.array([5, 6], np.float32).tobytes())
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="w.bin")
+        (tmp_path / "in" / "m.onnx").write_bytes(made.SerializeToString())
+        save(load(tmp_path / "in" / "m.onnx"), tmp_path / "out" / "m.onnx")
+        found = onnx.load(tmp_path / "out" / "m.onnx").functions[0].node[0].attribute[0].t
+        assert onnx.numpy_helper.to_array(found).tolist() == [5, 6]
+
+    def test_a_weight_file_that_is_gone_is_told(self, external: Path, tmp_path: Path) -> None:
+        model = load(external)
+        external.with_name("one.bin").unlink()
+        with pytest.raises(SurgeryError, match=r"one\.bin: cannot be read \(No such file"):
+            save(model, tmp_path / "out" / "n.onnx")
+        with pytest.raises(SurgeryError, match=r"one\.bin: cannot be read"):
+            model.graph.initializers["w1"].const_value.numpy()  # type: ignore[union-attr]
+
     def test_a_weight_file_that_is_still_needed_is_not_replaced(
         self, external: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

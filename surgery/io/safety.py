@@ -87,9 +87,9 @@ def place_tensors(model: ir.Model, path: Path, source: Source, inline: str) -> N
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    node.attributes.add(ir.AttrTensor(attribute.name, places.place(attribute.value)))
+                    node.attributes.add(ir.AttrTensor(attribute.name, places.place(attribute.value, inside=True)))
                 elif attribute.type == ir.AttributeType.TENSORS:
-                    placed = [places.place(tensor) for tensor in attribute.value]
+                    placed = [places.place(tensor, inside=True) for tensor in attribute.value]
                     node.attributes.add(ir.AttrTensors(attribute.name, placed))
     places.check_overlaps()
 
@@ -102,7 +102,8 @@ class _Places:
         self._sources: dict[str, Source] = {}
         self._ranges: dict[Path, set[tuple[int, int, str]]] = defaultdict(set)
 
-    def place(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    def place(self, tensor: ir.TensorProtocol, inside: bool = False) -> ir.TensorProtocol:
+        """Returns `tensor`, or one that reads it from its file; `inside` the model when that is written again."""
         try:
             undefined = tensor.dtype == ir.DataType.UNDEFINED
         except ValueError as error:
@@ -113,11 +114,11 @@ class _Places:
             raise self._wrong(tensor, f"has the shape {tensor.shape}")
         if isinstance(tensor, ir.ExternalTensor):
             if tensor.location == self.inline:
-                return self._inline(tensor)
+                return self._inline(tensor, self.source)
             source = self._source(tensor)
             tensor.base_dir = self.path.parent
             self._check_range(tensor, source)
-            return ExternalTensor(tensor, source)
+            return self._inline(tensor, source) if inside else ExternalTensor(tensor, source)
         found = _contents(tensor)
         if found is not None and found[0] != found[1]:
             raise self._wrong(tensor, f"of shape {tensor.shape} needs {found[1]} {found[2]} and has {found[0]}")
@@ -126,11 +127,11 @@ class _Places:
     def _wrong(self, tensor: ir.TensorProtocol, what: str) -> SurgeryError:
         return SurgeryError(f"{self.path}: weight {tensor.name!r} {what}; export the model again")
 
-    def _inline(self, tensor: ir.ExternalTensor) -> InlineTensor:
-        if tensor.length != tensor.nbytes:
+    def _inline(self, tensor: ir.ExternalTensor, source: Source) -> InlineTensor:
+        if source is self.source and tensor.length != tensor.nbytes:
             raise self._wrong(tensor, f"of shape {tensor.shape} needs {tensor.nbytes} bytes and has {tensor.length}")
         return InlineTensor(
-            self.source,
+            source,
             tensor.offset or 0,
             tensor.dtype,
             tensor.shape,

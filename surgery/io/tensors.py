@@ -48,7 +48,10 @@ class Source:
             weakref.finalize(self, os.close, self._held)
 
     def _open(self) -> int:
-        handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise SurgeryError(f"{self.path}: cannot be read ({error.strerror})") from error
         status = os.fstat(handle)
         if (status.st_dev, status.st_ino) != self.identity or status.st_size < self.size:
             os.close(handle)
@@ -106,7 +109,11 @@ class Source:
         return True
 
     def _piece(self, handle: int, offset: int, length: int) -> bytes:
-        piece = os.pread(handle, length, offset)
+        if hasattr(os, "pread"):
+            piece = os.pread(handle, length, offset)
+        else:  # Windows
+            os.lseek(handle, offset, os.SEEK_SET)
+            piece = os.read(handle, length)
         if not piece:
             raise SurgeryError(f"{self.path}: has become shorter while it was in use; load the model again")
         return piece
