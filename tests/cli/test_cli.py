@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, lenet_files: tuple[Path, Pa
 
 def test_help_of_every_verb_has_an_example() -> None:
     text = run("--help").stdout
-    for verb in ("convert", "inspect", "apply", "train", "evaluate", "view", "schema", "demo"):
+    for verb in ("convert", "inspect", "apply", "diff", "verify", "train", "evaluate", "view", "schema", "demo"):
         assert verb in text
         assert f"surgery {verb}" in " ".join(run(verb, "--help").stdout.split())
 
