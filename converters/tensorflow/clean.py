@@ -26,6 +26,7 @@ __all__ = ["clean"]
 _SHOWN = 8
 _NUMBER = re.compile(r"__\d+$")  # what tf2onnx makes names different with
 _CALLS = re.compile(r"^((Stateful)?PartitionedCall(_\d+)?/)+")  # of functions that were inlined
+_COLORS = (1, 3, 4)
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _SIZES = {3: ("length",), 4: ("height", "width"), 5: ("depth", "height", "width")}  # by rank, with the batch
 
@@ -94,6 +95,10 @@ def _name_dimensions(graph: ir.Graph) -> None:
     """The batch is "N", an image's sizes are height and width."""
     for number, value in enumerate(graph.inputs):
         if value.shape is None:
+            continue
+        if len(value.shape) == 3 and value.shape[2] in _COLORS and not isinstance(value.shape[1], int):
+            sizes = ["height", "width"] if not number else [f"height_{value.name}", f"width_{value.name}"]
+            value.shape = ir.Shape([*sizes, value.shape[2]])  # one image, not a batch of something
             continue
         free = list(_SIZES.get(len(value.shape), ()))
         dims: list[int | str] = []

@@ -45,8 +45,14 @@ class _Axis:
 def make_explicit(model: ir.Model) -> bool:
     """Replaces ``auto_pad`` by padding that is written out; returns whether there was any."""
     found = False
-    op = Emitter(model.graph, "pad/")
-    for node in list(model.graph):
+    for number, graph in enumerate(model.graphs()):
+        found |= _make_explicit(graph, Emitter(graph, f"pad{number or ''}/"))
+    return found
+
+
+def _make_explicit(graph: ir.Graph, op: Emitter) -> bool:
+    found = False
+    for node in list(graph):
         auto = node.attributes.get_string("auto_pad", "NOTSET") if node.op_type in _WINDOWED else "NOTSET"
         if auto == "NOTSET":
             continue

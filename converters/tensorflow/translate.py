@@ -15,6 +15,7 @@ from converters.options import Dim
 from converters.registry import load_extra
 from converters.tensorflow.clean import clean
 from converters.tensorflow.graph import DROPOUT, find_ends, freeze, inline, mask, prune, unmask
+from converters.tensorflow.loops import HIDDEN, anchor_constants, carry_arrays
 from converters.tensorflow.patterns import (
     restore_batch_normalization,
     restore_dropout,
@@ -61,6 +62,8 @@ def prepare(tf: Any, source: Source) -> dict[str, np.ndarray]:
     restore_dropout(source)
     prune(source.graph, nodes)
     settle_switches(source)
+    carry_arrays(source)
+    anchor_constants(source)
     restore_batch_normalization(tf, source)
     prune(source.graph, nodes)
     _check(tf, source)
@@ -136,6 +139,7 @@ def _to_onnx(tf: Any, source: Source) -> Any:
             tf_graph,
             opset=_OPSET,
             custom_op_handlers={DROPOUT: (_dropout, [])},
+            use_default=[node.name for node in graph.node if node.name.endswith(HIDDEN)],
             input_names=inputs,
             output_names=outputs,
             tensors_to_rename=renamed,

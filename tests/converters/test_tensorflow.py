@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
 import surgery
 from converters import convert
 from converters.compare import compare
+from converters.tensorflow.reference import run_tensorflow
 from surgery.layers import layers
 from surgery.marks import marks
 from tests.converters import tensorflow_nets as nets
@@ -240,3 +242,22 @@ def test_sharing_is_by_variable_not_by_number(tmp_path: Path) -> None:
         v1.train.Saver().save(session, str(tmp_path / "model"))
     model = convert(tmp_path / "model.meta")
     assert set(model.graph.initializers) == {"kernel", "a/bias", "b/bias"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("photograph", ["faces1.jpg", "faces2.jpg"])
+def test_mtcnn_finds_the_faces(shared_data: Path, photograph: str) -> None:
+    """A network with loops that join what they find and branches for when it is nothing, at which tf2onnx 1.17 stops."""
+    path = shared_data / "tensorflow" / "mtcnn.pb"
+    model = convert(path)
+    assert [str(v.shape) for v in model.graph.inputs] == ["[height,width,3]", "[]", "[3]", "[]"]
+    image = cv2.imread(str(shared_data / "caffe" / "mtcnn" / photograph)).astype(np.float32)
+    settings = {"min_size": np.array(40), "thresholds": np.array([0.6, 0.7, 0.7]), "factor": np.array(0.709)}
+    feed = {"input": image, **{name: value.astype(np.float32) for name, value in settings.items()}}
+    expected = run_tensorflow(path, feed)
+    found = run(model, *(feed[str(v.name)] for v in model.graph.inputs))
+    assert len(found["box"]) == {"faces1.jpg": 2, "faces2.jpg": 1}[photograph]
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-2)
+    blank = run(model, *(np.zeros_like(image) if v.name == "input" else feed[str(v.name)] for v in model.graph.inputs))
+    assert [len(value) for value in blank.values()] == [0, 0, 0]

@@ -151,6 +151,7 @@ def test_nothing_of_a_graph_is_run(tmp_path: Path) -> None:
 CHANGED = """
 import sys
 from pathlib import Path
+from random import Random
 from converters.tensorflow.convert import convert_tensorflow
 from surgery.errors import SurgeryError
 
