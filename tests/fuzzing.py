@@ -6,6 +6,7 @@ prints its peak of memory and how many were refused.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -121,9 +122,11 @@ def _set(put: Callable[[Any], None], value: Any, random: Random) -> None:
 
 def _read_onnx(path: Path) -> None:
     from surgery.io import infer_shapes, load, save
-    from surgery.layers import layers
+    from surgery.layers import head, layers
 
     model = load(path)
+    with contextlib.suppress(SurgeryError):
+        head(model)
     for layer in layers(model):
         assert layer.size >= 0
         assert layer.trainable in (True, False)
