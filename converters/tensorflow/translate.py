@@ -97,6 +97,11 @@ def _set_shapes(source: Source, shapes: Mapping[str, Sequence[Dim]], batch: int 
         key = name if name in left else ""
         if key in left and dims != []:
             dims = [dims[0] if dims else -1, *(d if isinstance(d, int) else -1 for d in left.pop(key))]
+        if dims is None:
+            raise SurgeryError(
+                f"{source.path}: does not say the shape of its input {name!r}; give it without the batch, as "
+                "--shape 224x224x3 (shape= in Python)"
+            )
         if batch is not None and dims:
             dims[0] = batch
         if dims:

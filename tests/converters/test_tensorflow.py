@@ -247,7 +247,7 @@ def test_sharing_is_by_variable_not_by_number(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("photograph", ["faces1.jpg", "faces2.jpg"])
 def test_mtcnn_finds_the_faces(shared_data: Path, photograph: str) -> None:
-    """A network with loops that join what they find and branches for when it is nothing, at which tf2onnx 1.17 stops."""
+    """Loops that join what they find, branches for when that is nothing: tf2onnx 1.17 alone stops at it."""
     path = shared_data / "tensorflow" / "mtcnn.pb"
     model = convert(path)
     assert [str(v.shape) for v in model.graph.inputs] == ["[height,width,3]", "[]", "[3]", "[]"]

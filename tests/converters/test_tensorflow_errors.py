@@ -83,7 +83,7 @@ def test_graphs_that_cannot_be_converted(tmp_path: Path) -> None:
     )
     with tf.Graph().as_default() as graph:
         tf.tanh(v1.placeholder(tf.float32, name="x"), name="out")
-    refused(write(tmp_path, graph.as_graph_def()), "output 'out' has depends on the input's.*--shape")
+    refused(write(tmp_path, graph.as_graph_def()), "does not say the shape of its input 'x'.*--shape")
     path = write(tmp_path, graph_of())
     refused(path, r"has no input 'y'", inputs="y")
     refused(path, r"has no output 'Out'; did you mean 'out'", outputs=["Out"])
