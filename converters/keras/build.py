@@ -105,7 +105,6 @@ class Builder:
         self._finish(outputs)
         RemoveUnusedNodesPass()(model)
         flatten_in_place(model)
-        self.parameters.finish(self.note)
         return model
 
     def note(self, message: str) -> None:

@@ -45,8 +45,8 @@ def convert_keras(
     The operator that does a layer's work has the layer's name, behind those of the models that the layer is in, as
     ``model/layer``; so has the layer's output. Variables are ``<layer>/<variable>`` by Keras's names, such as
     ``conv1/kernel``, arranged as ONNX needs them. The graph has the channels first; where Keras has them last, the
-    input is transposed once. What Keras knows for training becomes marks: ``trainable``, constraints, and L1 or L2
-    regularizers, of which the weight decay that goes with them is told. Dropout stays; noise and random augmentation,
+    input is transposed once. What Keras knows for training becomes marks: ``trainable``, constraints, L1 and L2
+    regularizers. Dropout stays; noise and random augmentation,
     which only training has, are left out and told.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,6 @@ class Parameters:
         self._weights = weights
         self._path = weights_path
         self._made: dict[tuple[Layer, Any], ir.Value] = {}
-        self._penalties: dict[ir.Value, dict[str, float]] = {}
         self._names: set[str] = set()
 
     def stored(self, layer: Layer, variable: str) -> Array | None:
@@ -158,11 +158,12 @@ class Parameters:
         if kind == "NonNeg":
             bound = Constraint("non_neg")
         elif kind == "MaxNorm" and known:
-            bound = Constraint("max_norm", float(config.get("max_value", config.get("m", 2))), found)
+            bound = Constraint("max_norm", _number(c, "max_value", config.get("max_value", config.get("m", 2))), found)
         elif kind == "UnitNorm" and known:
             bound = Constraint("unit_norm", axes=found)
         elif kind == "MinMaxNorm" and known:
-            least, most, rate = (float(config.get(k, v)) for k, v in (("min_value", 0), ("max_value", 1), ("rate", 1)))
+            given = (config.get(name, default) for name, default in (("max_value", 1), ("min_value", 0), ("rate", 1)))
+            most, least, rate = (_number(c, "a MinMaxNorm's number", each) for each in given)
             bound = Constraint("min_max_norm", most, found, least, rate)
         else:
             c.note(f"the constraint {kind} of {value.name} has no equal and is left out")
@@ -170,32 +171,13 @@ class Parameters:
         set_marks(value, constraint=bound)
 
     def _regularize(self, c: Context, value: ir.Value, data: Any) -> None:
+        """Keras adds l1 · ‖w‖₁ + l2 · ‖w‖² to the loss, the mark `l2` is of ½ · l2 · ‖w‖²."""
         kind, config = _object(data)
         if kind not in ("L1", "L2", "L1L2", "WeightRegularizer"):
             c.note(f"the regularizer {kind} of {value.name} has no equal and is left out")
             return
-        self._penalties[value] = {name: _coefficient(config.get(name)) for name in ("l1", "l2")}
-
-    def finish(self, note: Callable[[str], None]) -> None:
-        """Marks each parameter's share of the weight decay.
-
-        Keras adds λ ‖w‖² or λ ‖w‖₁ to the loss; their gradients are 2 λ w and λ sign(w), those of `weight_decay` with
-        ``l2`` and ``l1`` weight_decay · w and weight_decay · sign(w).
-        """
-        most = {kind: max((p[kind] for p in self._penalties.values()), default=0.0) for kind in ("l1", "l2")}
-        kind = "l2" if most["l2"] else "l1"
-        if not most[kind]:
-            return
-        for (_, key), value in self._made.items():
-            if key[0] != "constant":
-                share = self._penalties.get(value, most | {kind: 0.0})[kind] / most[kind]
-                set_marks(value, decay=float(np.round(share, 6)))
-        rate = most[kind] * (2 if kind == "l2" else 1)
-        note(
-            f"its regularizers are marked as multipliers; train with weight_decay: {rate:g} and regularization: {kind}"
-        )
-        if kind == "l2" and most["l1"]:
-            note("has L1 regularizers next to the L2 ones, which are left out")
+        l1, l2 = (_number(c, name, config.get(name)) for name in ("l1", "l2"))
+        set_marks(value, l1=l1, l2=2 * l2)
 
 
 def _object(data: Any) -> tuple[str, dict[str, Any]]:
@@ -209,10 +191,14 @@ def _object(data: Any) -> tuple[str, dict[str, Any]]:
     return kind, config if isinstance(config, dict) else data
 
 
-def _coefficient(value: Any) -> float:
+def _number(c: Context, name: str, value: Any) -> float:
+    """A number from 0 as the decimal that was written there; 0 where there is none."""
     if isinstance(value, dict):  # Keras 2 wrote some numbers as arrays
-        value = value.get("value", value.get("config", {}).get("value"))
-    return float(np.format_float_positional(np.float32(value), unique=True)) if isinstance(value, int | float) else 0.0
+        value = value.get("value")
+    value = 0.0 if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise c.error(f"{name} is {value!r} and must be a number from 0")
+    return float(np.format_float_positional(np.float32(value), unique=True))
 
 
 def _reshaped(axes: dict[int, int], before: Sequence[int], after: Sequence[int]) -> dict[int, int]:

@@ -118,8 +118,8 @@ def test_a_sequential_network_of_keras_1(first: bool, tmp_path: Path, rng: np.ra
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
     kernel = marks(model.graph.initializers["convolution2d_1/kernel"])
     assert kernel.constraint == Constraint("max_norm", 3.0, (1, 2, 3))
-    assert kernel.decay == 1.0
-    assert marks(model.graph.initializers["dense_1/kernel"]).decay == 0.0
+    assert kernel.l2 == 0.001
+    assert marks(model.graph.initializers["dense_1/kernel"]).l2 == 0
     assert next(n for n in model.graph if n.op_type == "Dropout").name == "dropout_1"
 
 
@@ -312,4 +312,4 @@ def test_a_real_network_of_keras_2(shared_data: Path, rng: np.random.Generator) 
     (found,) = run(model, x).values()
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
     assert want.std() > 0.05
-    assert marks(model.graph.initializers["conv2d_1/kernel"]).decay == 1.0
+    assert marks(model.graph.initializers["conv2d_1/kernel"]).l2 == 0.02
