@@ -10,11 +10,12 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
+from surgery.autodiff.constants import fold_shapes
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.layers import ancestors, descendants, layers
@@ -33,6 +34,8 @@ _CHEAP = {
     *("Transpose", "Unsqueeze", "Upsample", "Where"),
 }
 _PRODUCTS = {"Conv", "Gemm", "MatMul"}  # whose cost is known
+_TWO_SIZES = (5, 7)  # of a batch
+Shapes = dict[ir.Value, tuple[int, ...]]  # of an example
 _FREE = 8  # multiplications for each byte of the result: what does less is as fast as reading that
 
 
@@ -91,18 +94,20 @@ def split(model: ir.Model, outputs: Collection[str]) -> Split | str | None:
     whole = next((o for o in graph.outputs if o.producer() in fixed), None)
     if whole is not None:
         return f"nothing of output {whole.name!r} is trained"
-    cut = _smallest_cut(graph, fixed)
+    shapes = _example_shapes(model, fixed)
+    cut = _smallest_cut(graph, fixed, shapes)
     if cut is None:
         return "the shape of its results is not known"
     before = ancestors(cut)
     done = [n for n in fixed if n in before]
-    size = sum(_size(v) or 0 for v in cut)
-    if all(n.op_type in _PRODUCTS | _CHEAP for n in done) and sum(map(_multiplications, done)) <= _FREE * size:
+    size = sum(_size(v, shapes) or 0 for v in cut)
+    known = all(n.op_type in _PRODUCTS | _CHEAP for n in done)
+    if known and sum(_multiplications(n, shapes) for n in done) <= _FREE * size:
         return f"it is computed as fast as its {size:,} bytes an example are read"
     behind = set() if first is None or first.op_type != "Dropout" else descendants(first.outputs)
     more = any(layer.node in behind and layer.parameters and not layer.trainable for layer in layers(model))
     end = f"dropout {first.name!r} behind it drops others each time" if more and first is not None else ""
-    return dataclasses.replace(_cut(model, [str(v.name) for v in cut], len(done)), end=end)
+    return dataclasses.replace(_cut(model, {str(v.name): shapes[v] for v in cut}, len(done)), end=end)
 
 
 def _fixed_nodes(model: ir.Model) -> tuple[list[ir.Node], ir.Node | None]:
@@ -136,35 +141,72 @@ def _varies(node: ir.Node) -> bool:
     )
 
 
-def _size(value: ir.Value) -> int | None:
+def _example_shapes(model: ir.Model, fixed: list[ir.Node]) -> Shapes:
+    """The shapes of an example's part of the values that have one.
+
+    What symbolic shapes leave open, as where an exporter's Reshape computes with the batch's size, two sizes tell: a
+    value's first dimension is the batch's where it is that of each, and the others are the same.
+    """
+    graph = model.graph
+    values = [*graph.inputs, *(o for n in fixed for o in n.outputs if o.name)]
+    shapes = {v: _dims(v.shape[1:]) for v in values if v.shape is not None and len(v.shape) and v.shape[0] == "batch"}
+    found = {v: dims for v, dims in shapes.items() if dims is not None}
+    if all(v in found or v.dtype is None or not v.dtype.is_floating_point() for v in values):
+        return found
+    first, second = (_shapes_at(model, batch) for batch in _TWO_SIZES)
+    for value in values:
+        a, b = first.get(str(value.name)), second.get(str(value.name))
+        if a and b and (a[0], b[0]) == _TWO_SIZES and a[1:] == b[1:]:
+            found[value] = a[1:]
+    return found
+
+
+def _dims(shape: Iterable[object]) -> tuple[int, ...] | None:
+    dims = tuple(d for d in shape)
+    return dims if all(isinstance(d, int) for d in dims) else None  # type: ignore[return-value]
+
+
+def _shapes_at(model: ir.Model, batch: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of all values for so many examples, as far as they follow."""
+    model = model.clone()
+    free_batch(model.graph)
+    for value in model.graph.inputs:
+        if value.shape is not None and len(value.shape):
+            value.shape = ir.Shape([batch, *value.shape[1:]])
+    changing = {str(v.name) for v in changing_parameters(model)}
+    infer_shapes(model)
+    while fold_shapes(model.graph, changing):
+        infer_shapes(model)
+    values = [*model.graph.inputs, *(o for n in model.graph for o in n.outputs)]
+    shapes = {str(v.name): _dims(v.shape) for v in values if v.shape is not None}
+    return {name: dims for name, dims in shapes.items() if dims is not None}
+
+
+def _size(value: ir.Value, shapes: Shapes) -> int | None:
     """The bytes of an example's part of a value; None where it has none that is known."""
-    if value.dtype is None or value.shape is None or not len(value.shape) or value.shape[0] != "batch":
+    if value.dtype is None or value not in shapes:
         return None
-    dims = value.shape[1:]
-    if not all(isinstance(d, int) for d in dims):
-        return None
-    return math.ceil(value.dtype.itemsize * math.prod(d for d in dims if isinstance(d, int)))
+    return math.ceil(value.dtype.itemsize * math.prod(shapes[value]))
 
 
-def _multiplications(node: ir.Node) -> int:
+def _multiplications(node: ir.Node, shapes: Shapes) -> int:
     """How many an example takes; 0 where that is not known."""
     x, weight = [*node.inputs, None][:2]
-    result = _size(node.outputs[0])
-    if node.op_type not in _PRODUCTS or result is None or x is None or x.shape is None or weight is None:
+    if node.op_type not in _PRODUCTS or node.outputs[0] not in shapes or x is None or weight is None:
         return 0
-    dims = list(weight.shape or ())[1:] if node.op_type == "Conv" else [x.shape[-1]]
-    return result // 4 * math.prod(d for d in dims if isinstance(d, int))
+    inner = list(weight.shape or ())[1:] if node.op_type == "Conv" else list(shapes.get(x, ()))[-1:]
+    return math.prod(shapes[node.outputs[0]]) * math.prod(d for d in inner if isinstance(d, int))
 
 
-def _smallest_cut(graph: ir.Graph, fixed: list[ir.Node]) -> list[ir.Value] | None:
+def _smallest_cut(graph: ir.Graph, fixed: list[ir.Node], shapes: Shapes) -> list[ir.Value] | None:
     """The values that separate the operators worth caching from what needs them, the smallest in all.
 
     A smallest cut is where the greatest flow is stopped (Ford and Fulkerson 1956): through a value flows at most its
     size; operators that are not cheap are on the side of the source. Of equal ones it is the last.
     """
     inside = set(fixed)
-    values = {v: _size(v) for n in fixed for v in _around(n) if _is_data(v, inside)}
-    values |= {v: _size(v) for v in graph.inputs}
+    values = {v: _size(v, shapes) for n in fixed for v in _around(n) if _is_data(v, inside)}
+    values |= {v: _size(v, shapes) for v in graph.inputs}
     flow = _Flow()
     for value, size in values.items():
         flow.edge((value, "in"), (value, "out"), math.inf if size is None else max(size, 1))
@@ -241,25 +283,24 @@ class _Flow:
         return None
 
 
-def _cut(model: ir.Model, names: list[str], operators: int) -> Split:
+def _cut(model: ir.Model, shapes: dict[str, tuple[int, ...]], operators: int) -> Split:
     prefix, rest = model.clone(), model
     values = {str(v.name): v for v in [*rest.graph.inputs, *(o for n in rest.graph for o in n.outputs)]}
     cut = {}
-    for name in names:
+    for name, shape in shapes.items():
         value = values[name]
-        assert value.shape is not None
         assert value.dtype is not None
-        cut[name] = value.dtype, tuple(int(d) for d in value.shape[1:])  # type: ignore[arg-type]
+        cut[name] = value.dtype, shape
         if value.is_graph_input():
             continue
-        own = ir.val(name, value.dtype, value.shape)
+        own = ir.val(name, value.dtype, ["batch", *shape])
         value.name = f"{name}/before the cut"
         value.replace_all_uses_with(own)
         rest.graph.inputs.append(own)
     RemoveUnusedNodesPass()(rest)
     rest.graph.inputs[:] = [v for v in rest.graph.inputs if v.name in cut]
     ends = {str(v.name): v for v in [*prefix.graph.inputs, *(o for n in prefix.graph for o in n.outputs)]}
-    prefix.graph.outputs[:] = [ends[name] for name in names if not ends[name].is_graph_input()]
+    prefix.graph.outputs[:] = [ends[name] for name in cut if not ends[name].is_graph_input()]
     RemoveUnusedNodesPass()(prefix)
     prefix.graph.inputs[:] = [v for v in prefix.graph.inputs if v.uses()]
     prefix.ir_version = IR_VERSION

@@ -194,6 +194,23 @@ def test_what_is_cheap_is_computed_again_where_that_makes_the_cut_smaller() -> N
     assert [shape for _, shape in found.cut.values()] == [(4,)]
 
 
+def test_shapes_that_an_exporter_computes_with_the_size_of_the_batch_are_known() -> None:
+    """As PyTorch's of a view: Shape, Gather, Unsqueeze, Concat, Reshape; shape inference gives up there."""
+    torch.manual_seed(0)
+    op, x = graph_with_input("N", 3, 8, 8)
+    conv = op.Conv(x, *_weights(op, "conv", nn.Conv2d(3, 6, 3)), kernel_shape=[3, 3], _name="conv")
+    count = op.Unsqueeze(op.Gather(op.Shape(conv), op.constant(np.array(0))), op.constant([0]))
+    view = op.Reshape(conv, op.Concat(count, op.constant([6, -1]), axis=0))
+    dense = op.MatMul(view, parameter(op, "dense.weight", torch.randn(36, 5)), _name="dense")
+    mean = op.ReduceMean(op.Relu(dense), op.constant([1]), keepdims=0)
+    model = model_of(op.graph, {"y": op.Gemm(mean, *_weights(op, "fc", nn.Linear(5, 4)), transB=1, _name="fc")})
+    found = parts(frozen(model, ["conv", "dense"]))
+    assert [shape for _, shape in found.cut.values()] == [(5,)]
+    how: dict[str, Any] = {"epochs": 2, "loss": "cross_entropy"}
+    got, want = (surgery.train(model, images(8), cache=on, **how).history for on in (True, False))
+    assert [r["loss"] for r in got] == pytest.approx([r["loss"] for r in want], rel=1e-5)
+
+
 def test_marks_and_the_order_of_outputs_stay() -> None:
     model = frozen(two_outputs(), ["conv1", "conv2"])
     found = parts(model)
