@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgery.io import save as save
     from surgery.recipe import apply as apply
     from surgery.training.callbacks import Callback as Callback
+    from surgery.training.checkpoint import Checkpoints as Checkpoints
     from surgery.training.find_lr import find_learning_rate as find_learning_rate
     from surgery.training.trainer import evaluate as evaluate
     from surgery.training.trainer import predict as predict
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Where each public name lives; a name is imported when it is first used, so that `import surgery` is instant.
 _NAMES = {
     "Callback": "surgery.training.callbacks",
+    "Checkpoints": "surgery.training.checkpoint",
     "FineTuneClassifier": "surgery.estimator",
     "FineTuneRegressor": "surgery.estimator",
     "SurgeryError": "surgery.errors",
@@ -38,6 +40,7 @@ _NAMES = {
 }
 __all__ = [
     "Callback",
+    "Checkpoints",
     "FineTuneClassifier",
     "FineTuneRegressor",
     "SurgeryError",
