@@ -144,7 +144,7 @@ def activation_name(data: Any) -> str:
     return str(data or "linear").rsplit(">", 1)[-1]
 
 
-def activate(c: Context, x: Tensor, data: Any, op_name: str | None = None) -> Tensor:
+def activate(c: Context, x: Tensor, data: Any) -> Tensor:
     """Applies the activation `data`, as configured, to `x`."""
     name = activation_name(data)
     config = data.get("config") if isinstance(data, dict) else {}
