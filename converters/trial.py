@@ -19,7 +19,7 @@ from surgery.runtime import load_runtime
 __all__ = ["LIGHT", "NotTriedError", "has_free_sizes", "made_up_inputs", "run", "try_once", "weights_as_inputs"]
 
 LIGHT = 2**16  # bytes: larger weights are checked by shape and type, and run as inputs, without copies of them
-_MOST_INPUT, _MOST_BYTES = 2**28, 2**30  # the latter of all that a run computes
+_MOST_INPUT, _MOST_BYTES = 2**28, 2**31  # the latter of all that a run computes
 _MOST_PRODUCTS = 2e11  # of convolutions and the like: ten times VGG-16's
 _MOST_SECONDS = 60.0
 _ANY_BATCH = ((1, 64), (12, 64))  # the batch and other free sizes to try; 12 can be split into 2, 3, 4 or 6

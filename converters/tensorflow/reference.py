@@ -29,7 +29,7 @@ def run_tensorflow(
     """
     from converters.tensorflow.convert import names
     from converters.tensorflow.graph import find_ends, freeze, inline, prune
-    from converters.tensorflow.patterns import settle_switches
+    from converters.tensorflow.patterns import restore_dropout, settle_switches
     from converters.tensorflow.source import read_source, tensorflow
 
     tf = tensorflow()
@@ -40,6 +40,7 @@ def run_tensorflow(
         prune(read.graph, [tensor.partition(":")[0] for tensor in (*read.inputs.values(), *read.outputs.values())])
         freeze(read)
         settle_switches(read)
+        restore_dropout(read)  # what stands for it drops nothing, as at inference
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(read.graph, name="")
             with tf.compat.v1.Session(graph=graph) as session:
