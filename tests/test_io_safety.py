@@ -158,6 +158,21 @@ class TestGraphs:
         with pytest.raises(SurgeryError, match=r"refuses the model: .*custom"):
             session(model, ["CPUExecutionProvider"])
 
+    def test_types_and_versions_that_there_are_not(self, tmp_path: Path) -> None:
+        constant = onnx.helper.make_node("Constant", [], ["c"], value=onnx.TensorProto(data_type=116, dims=[1]))
+        proto = small()
+        proto.graph.node.append(constant)
+        refused(tmp_path / "m.onnx", proto, "weight '' has a type that there is not")
+        proto.graph.node[-1].attribute[0].ClearField("type")
+        proto.graph.node[-1].attribute[0].t.data_type = 1
+        refused(tmp_path / "m.onnx", proto, "m.onnx: ")
+        proto = small()
+        function = proto.functions.add(name="f", domain="custom", input=["i"], output=["o"])
+        function.opset_import.add(version=2**40)
+        function.node.append(onnx.helper.make_node("Relu", ["i"], ["o"]))
+        (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+        assert len(layers(load(tmp_path / "m.onnx"))) == 2  # nothing uses it
+
     def test_a_domain_without_a_version(self, tmp_path: Path) -> None:
         proto = small()
         proto.graph.node[0].domain = "elsewhere"
