@@ -205,16 +205,28 @@ def _run(tasks: Sequence[_Task], jobs: int) -> Iterator[_Done]:
 
     context = get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(tasks)), context) as pool:
-        for task, future in [(task, pool.submit(_try, task)) for task in tasks]:
-            try:
-                yield future.result()
-            except BrokenProcessPool:  # a process was ended, which stops them all: this one tries again, alone
-                with ProcessPoolExecutor(1, context) as alone:
-                    try:
-                        yield alone.submit(_try, task).result()
-                    except BrokenProcessPool:
-                        error = f"{task.model}: the process that worked on it was ended, maybe for want of memory"
-                        yield _Done(task.model, error=error, code=1)
+        try:
+            for task, future in [(task, pool.submit(_try, task)) for task in tasks]:
+                try:
+                    yield future.result()
+                except BrokenProcessPool:  # a process was ended, which stops them all: this one tries again, alone
+                    yield _alone(task, context)
+        except BaseException:  # Ctrl-C
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _alone(task: _Task, context: Any) -> _Done:
+    """Does a task in a process that does nothing else."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(_try, task).result()
+        except BrokenProcessPool:
+            error = f"{task.model}: the process that worked on it was ended, maybe for want of memory"
+            return _Done(task.model, error=error, code=1)
 
 
 def _progress(total: int, quiet: bool) -> Any:

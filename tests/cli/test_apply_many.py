@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,29 @@ def test_a_fault_in_one_is_told_apart_from_bad_input(models: list[Path]) -> None
     done = run("apply", "pass.yaml", *models, "-o", "out/", "-j", "2", code=1)
     assert "2 of 3 models done, 1 failed" in done.stdout
     assert sorted(contents("out")) == ["cnn.onnx", "squeezenet.onnx"]
+
+
+def test_ctrl_c_ends_all_processes(models: list[Path]) -> None:
+    Path("own.py").write_text(
+        "import time\nimport onnx_ir as ir\nclass Slow(ir.passes.InPlacePass):\n    def call(self, model):\n"
+        "        time.sleep(1)\n        return ir.passes.PassResult(model, False)\n"
+    )
+    Path("pass.yaml").write_text("passes:\n  - run: own:Slow\n")
+    Path("in").mkdir()
+    names = [f"in/{i}.onnx" for i in range(40)]
+    for name in names:
+        Path(name).write_bytes(models[1].read_bytes())
+    command = [sys.executable, "-m", "surgery", "apply", "pass.yaml", *names, "-o", "out/", "-j", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not Path("out").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    done = list(Path("out").iterdir())
+    assert len(done) < 20
+    assert all(path.suffix == ".onnx" for path in done)
 
 
 def test_name_clashes_are_refused_before_anything_is_written(models: list[Path]) -> None:
