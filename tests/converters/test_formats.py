@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import converters
 import surgery
+from surgery.errors import SurgeryError
 from surgery.layers import layers
 from surgery.marks import Preprocessing
 from surgery.runtime import session
@@ -109,3 +112,31 @@ def test_they_agree_with_their_own_frameworks(name: str) -> None:
     pytest.importorskip({"keras": "keras", "prototxt": "cv2", "t7": "cv2"}.get(name.rpartition(".")[2], "json"))
     compared = converters.verify(FOLDER / name, model, **FORMATS[name][1])
     assert compared.relative < 1e-4
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("name", [name for name in FORMATS if "/" in name])
+def test_what_is_cut_short_is_an_error_that_names_the_file(tmp_path: Path, name: str, part: float) -> None:
+    for module in FORMATS[name][0]:
+        pytest.importorskip(module)
+    data = (FOLDER / name).read_bytes()
+    path = tmp_path / Path(name).name
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(SurgeryError, match=re.escape(str(path))):
+        converters.convert(path, **FORMATS[name][1])
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if "/" in name])
+def test_damaged_files_end_in_one_line_or_a_model(tmp_path: Path, name: str) -> None:
+    """A byte in the middle of numbers may be another number; elsewhere it is told of."""
+    for module in FORMATS[name][0]:
+        pytest.importorskip(module)
+    data, rng = (FOLDER / name).read_bytes(), np.random.default_rng(0)
+    path = tmp_path / Path(name).name
+    ends = [rng.integers(0, 2000), len(data) - rng.integers(1, 2000)]  # where the structure is
+    for at in ends:
+        changed = bytearray(data)
+        changed[at] ^= 0x55
+        path.write_bytes(changed)
+        with contextlib.suppress(SurgeryError):
+            converters.convert(path, **FORMATS[name][1])
