@@ -131,14 +131,15 @@ def write_external(path: Path, proto: Any, shapes: dict[str, tuple[int, ...]], r
 def surgery_way(link: bool) -> Callable[[Path, Path], None]:
     """Surgery."""
     from surgery.io import load, save
-    from surgery.recipe import apply
+    from surgery.recipe import Recipe, apply
 
     passes = [{"replace_head": {"units": CLASSES}}, {"freeze": "all"}, {"unfreeze": "head"},
               {"insert_dropout": {"hidden": 0.5}}]  # fmt: skip
+    recipe = Recipe.model_validate({"passes": passes})
 
     def work(source: Path, target: Path) -> None:
         model = load(source)
-        apply(model, passes)
+        apply(model, recipe)
         save(model, target, link=link)
 
     return work
