@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -49,6 +50,9 @@ def clean(model: ir.Model, source: Source, parameters: Mapping[str, np.ndarray])
     IdentityEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     _name_dimensions(model.graph)
+    infer_shapes(model)
+    _keep_batch(model.graph)
+    _forget_shapes(model.graph)
     infer_shapes(model)
     if make_explicit(model):
         RemoveUnusedNodesPass()(model)
@@ -115,6 +119,28 @@ def _name_dimensions(graph: ir.Graph) -> None:
         value.shape = ir.Shape(dims)
 
 
+def _keep_batch(graph: ir.Graph) -> None:
+    """Has a Reshape that keeps each example's numbers together keep the batch's axis, in place of finding it anew."""
+    for node in graph:
+        x, target = node.inputs[:2] if node.op_type == "Reshape" else (None, None)
+        tensor = ir.convenience.get_const_tensor(target) if target is not None else None
+        if x is None or x.shape is None or target is None or tensor is None or tensor.size < 1:
+            continue
+        sizes, dims = tensor.numpy().tolist(), list(x.shape)
+        numbers = [d for d in dims[1:] if isinstance(d, int)]
+        if sizes[0] != -1 or not dims or len(numbers) != len(dims) - 1 or math.prod(numbers) != math.prod(sizes[1:]):
+            continue
+        name = f"{node.name}/shape"
+        while name in graph.initializers:
+            name += "_"
+        new = ir.Value(name=name, const_value=ir.tensor(np.array([0, *sizes[1:]], np.int64), name=name))
+        new.shape, new.type = ir.Shape([len(sizes)]), ir.TensorType(ir.DataType.INT64)
+        graph.register_initializer(new)
+        node.replace_input_with(1, new)
+    for value in [v for v in graph.initializers.values() if not v.uses()]:
+        del graph.initializers[str(value.name)]
+
+
 def _flatten_normalization(graph: ir.Graph) -> bool:
     """Takes away the reshaping around batch normalization of [N, C] that was one of images of one place."""
     found = False
@@ -155,8 +181,8 @@ def _name_nodes(graph: ir.Graph, scopes: Mapping[ir.Node, str]) -> None:
     values = {v.name for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
     for node in graph:
         name = scopes.get(node) or _CALLS.sub("", _NUMBER.sub("", node.name or "")) or node.op_type
-        if node.op_type == "Transpose":
-            name = f"{name}/transpose"
+        if node.op_type in _MOVES and _NUMBER.search(node.name or ""):  # none of TensorFlow's
+            name = f"{name}/{node.op_type.lower()}"
         elif node.op_type == "Dropout":  # TensorFlow has several operators in its scope
             name = name.rpartition("/")[0] or name
         node.name = _unique(name, taken)

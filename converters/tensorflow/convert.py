@@ -71,7 +71,7 @@ def names(given: Sequence[str] | str | None, what: str) -> list[str] | None:
     """The names of tensors that an option gives, as a list or with commas between; None where it is not given."""
     if given is None:
         return None
-    found = given.split(",") if isinstance(given, str) else list(given)
-    if not found or not all(isinstance(name, str) and name for name in found):
+    found = given.split(",") if isinstance(given, str) else given
+    if not isinstance(found, Sequence) or not found or not all(isinstance(name, str) and name for name in found):
         raise SurgeryError(f"{what} is {given!r}; write names of tensors: --option {what}=a,b")
-    return found
+    return list(found)

@@ -63,6 +63,7 @@ def tensorflow() -> Any:
     import os
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it would say that they are on, whatever the level
     module = load_extra("tensorflow", "tensorflow", "converting from TensorFlow")
     module.get_logger().setLevel(logging.ERROR)
     return module

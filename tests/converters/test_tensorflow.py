@@ -245,19 +245,20 @@ def test_sharing_is_by_variable_not_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("photograph", ["faces1.jpg", "faces2.jpg"])
-def test_mtcnn_finds_the_faces(shared_data: Path, photograph: str) -> None:
+def test_mtcnn_finds_the_faces(shared_data: Path) -> None:
     """Loops that join what they find, branches for when that is nothing: tf2onnx 1.17 alone stops at it."""
     path = shared_data / "tensorflow" / "mtcnn.pb"
     model = convert(path)
     assert [str(v.shape) for v in model.graph.inputs] == ["[height,width,3]", "[]", "[3]", "[]"]
-    image = cv2.imread(str(shared_data / "caffe" / "mtcnn" / photograph)).astype(np.float32)
     settings = {"min_size": np.array(40), "thresholds": np.array([0.6, 0.7, 0.7]), "factor": np.array(0.709)}
-    feed = {"input": image, **{name: value.astype(np.float32) for name, value in settings.items()}}
-    expected = run_tensorflow(path, feed)
-    found = run(model, *(feed[str(v.name)] for v in model.graph.inputs))
-    assert len(found["box"]) == {"faces1.jpg": 2, "faces2.jpg": 1}[photograph]
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-2)
-    blank = run(model, *(np.zeros_like(image) if v.name == "input" else feed[str(v.name)] for v in model.graph.inputs))
-    assert [len(value) for value in blank.values()] == [0, 0, 0]
+    feed = {name: value.astype(np.float32) for name, value in settings.items()}
+    for photograph, faces in (("faces1.jpg", 2), ("faces2.jpg", 1)):
+        feed["input"] = cv2.imread(str(shared_data / "caffe" / "mtcnn" / photograph)).astype(np.float32)
+        expected = run_tensorflow(path, feed)
+        found = run(model, *(feed[str(v.name)] for v in model.graph.inputs))
+        assert len(found["box"]) == faces
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-2)
+    feed["input"] = np.zeros_like(feed["input"])
+    nothing = run(model, *(feed[str(v.name)] for v in model.graph.inputs))
+    assert [len(value) for value in nothing.values()] == [0, 0, 0]
