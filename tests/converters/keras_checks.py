@@ -41,7 +41,6 @@ def randomize(model: Any, rng: np.random.Generator) -> Any:
 
 def functional(layers: Sequence[Any] | Any, *shapes: Sequence[int | None], dtype: str = "float32") -> Any:
     """A model of `layers`, one behind the other; several inputs go to the first as a list."""
-    keras.utils.clear_session()
     inputs = [keras.Input(shape, dtype=dtype, name=f"in{i}") for i, shape in enumerate(shapes)]
     x: Any = inputs if len(inputs) > 1 else inputs[0]
     for layer in layers if isinstance(layers, Sequence) else [layers]:

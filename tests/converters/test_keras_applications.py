@@ -30,7 +30,6 @@ NETWORKS: list[tuple[str, int, dict[str, Any]]] = [
 
 
 def build(name: str, size: int, arguments: dict[str, Any]) -> Any:
-    keras.utils.clear_session()
     if name == "NASNetMobile":  # Keras refuses its name on PyTorch, whose uneven average pooling is wrong
         from keras.src.applications.nasnet import NASNet
 

@@ -129,7 +129,7 @@ def test_frozen_layers_and_models_stay_frozen(rng: np.random.Generator) -> None:
 
 def test_statistics_of_the_data_are_not_trained(rng: np.random.Generator) -> None:
     layers = [L.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 2.0, 3.0]), L.Rescaling([1.0, 2.0, 3.0])]
-    model = compare(functional([*layers, L.Dense(2)], (4, 4, 3)), rng)
+    model = compare(functional([*layers, L.Dense(2, name="dense")], (4, 4, 3)), rng)
     for layer in layers_of(model):
         for role, value in layer.parameters.items():
             assert marks(value).trainable == (layer.name == "dense"), (layer.name, role)
