@@ -29,3 +29,20 @@ def test_weights_in_files_are_found(
     x = rng.normal(size=(3, 200)).astype(np.float32)
     (y,) = session(load(tmp_path / "m.onnx"), ["CPUExecutionProvider"], threads=1).run(None, {"x": x})
     np.testing.assert_allclose(y, x @ weight.astype(np.float32), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_subgraphs_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (bool c, float[3] x) => (float[3] y) { y = If(c) <then_branch = t () => (float[3] a)
+        <float[3] w = {1, 2, 3}> { a = Add(x, w) }, else_branch = e () => (float[3] b) { b = Neg(x) }> }""")
+    branch = next(a.g for a in proto.graph.node[0].attribute if a.name == "then_branch")
+    tensor = branch.initializer[0]
+    tensor.ClearField("float_data")
+    (tmp_path / "w.bin").write_bytes(np.array([10, 20, 30], np.float32).tobytes())
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    monkeypatch.chdir(tmp_path.parent)
+    run = session(load(tmp_path / "m.onnx"), ["CPUExecutionProvider"], threads=1)
+    (y,) = run.run(None, {"c": np.array(True), "x": np.ones(3, np.float32)})
+    assert y.tolist() == [11, 21, 31]

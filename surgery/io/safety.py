@@ -81,7 +81,7 @@ def place_tensors(model: ir.Model, path: Path, source: Source, inline: str) -> N
         for graph in (root, *root.subgraphs()):
             for value in graph.initializers.values():
                 if value.const_value is not None:
-                    value.const_value = places.place(value.const_value)
+                    value.const_value = places.place(value.const_value, inside=graph is not model.graph)
         for node in root.all_nodes():
             for attribute in list(node.attributes.values()):
                 if attribute.is_ref():
