@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +248,15 @@ def test_models_given_as_objects_stay_what_they_are() -> None:
     model = lenet(torch_lenet())
     assert isinstance(Classifier(model).get_params()["model"], ir.Model)
     assert Classifier(model).model is model
+
+
+@pytest.mark.slow
+def test_the_documented_search(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "GridSearchCV" in block]
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+    assert float(done.stdout.splitlines()[-1].rstrip("%")) > 97, done.stderr
+    assert (tmp_path / "out" / "digits.onnx").is_file()

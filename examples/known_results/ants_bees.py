@@ -6,7 +6,7 @@
 The tutorial starts from a ResNet-18 that was trained on ImageNet; this from a small network that
 `pretrain_exemplars.py` trained on the photographs themselves, without their labels, so that it can be repeated with
 what is at hand. What is compared is not how good that network is, but whether both loops make the same of it:
-hyper-parameters are the tutorial's, augmentation is drawn anew by each. As in the tutorial, the best epoch on the
+hyper-parameters are the tutorial's, and both see the same batches. As in the tutorial, the best epoch on the
 validation photographs counts.
 """
 
@@ -108,7 +108,7 @@ for seed in range(options.seeds):
         which = "the head only" if frozen else "all layers"
         trained = surgery.train(model, data, settings, validation=held, seed=seed)
         ours = max(record["val_accuracy"] for record in trained.history)
-        theirs = tutorials_loop(copy.deepcopy(net), data.augmented(settings.augment), held, settings, 1000 + seed)
+        theirs = tutorials_loop(copy.deepcopy(net), data.augmented(settings.augment), held, settings, seed)
         found.setdefault(f"{which}, Surgery", []).append(ours)
         found.setdefault(f"{which}, PyTorch", []).append(theirs)
         print(f"seed {seed}, {which}: Surgery {ours:.1%}, PyTorch {theirs:.1%}", flush=True)
