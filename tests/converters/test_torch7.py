@@ -13,7 +13,6 @@ import torch
 
 import surgery
 from converters import convert
-from converters.compare import compare
 from converters.registry import find_network
 from converters.torch7.objects import Function, Storage, Table, Tensor, TorchObject
 from converters.torch7.read import read
@@ -302,16 +301,6 @@ def test_graphs(tmp_path: Path, inputs: int) -> None:
     np.testing.assert_allclose(found["output1"], np.tanh(arrays[0]) + b, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found["output2"], b)
     assert "squash.Tanh" in [layer.name for layer in layers(model)]
-
-
-@pytest.mark.parametrize("how", ENCODINGS[:2], ids=str)
-def test_opencv_reads_it_alike(tmp_path: Path, how: dict[str, Any]) -> None:
-    """With OpenCV's own reader of .t7 files as the oracle; it has no LogSoftMax."""
-    path = write_t7(tmp_path, small_net("SoftMax"), **how)
-    found = compare(path, convert(path, shape="1x8x8"), shape="1x8x8")
-    assert found.framework == "Torch7"
-    assert found.equal
-    assert found.absolute < 1e-5
 
 
 @pytest.mark.training
