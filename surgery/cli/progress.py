@@ -31,13 +31,16 @@ def _bar(*columns: str) -> Progress:
 
 def describe(record: Record) -> str:
     """An epoch's record in words."""
+    return f"{_figures(record)}  {record['seconds']:.1f} s"
+
+
+def _figures(record: Record) -> str:
     names = {"learning_rate": "rate"}
-    parts = [
+    return "  ".join(
         f"{names.get(key, key)} {value:.4g}"
         for key, value in record.items()
         if key not in ("epoch", "seconds") and isinstance(value, float)
-    ]
-    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
+    )
 
 
 class EpochLines(Callback):
@@ -49,7 +52,7 @@ class EpochLines(Callback):
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._bar = _bar("training", "loss {task.fields[loss]:.4g}")
+        self._bar = _bar("training", "{task.fields[figures]}")
         self._frozen: Progress | None = None
 
     def on_frozen(self, done: int, total: int) -> None:
@@ -65,7 +68,7 @@ class EpochLines(Callback):
             self._frozen = None
 
     def on_train_begin(self, plan: Plan) -> None:
-        self._epochs = plan.epochs
+        self._epochs, self._plan = plan.epochs, plan
         losses = ", ".join(plan.losses).replace("_", " ")
         say(
             f"training {plan.parameters:,} parameters on {plan.examples:,} examples"
@@ -73,12 +76,14 @@ class EpochLines(Callback):
             + f": {plan.epochs} epochs of {plan.steps} steps, {losses}, on {plan.device}",
             self._quiet,
         )
-        self._task = self._bar.add_task("training", total=plan.epochs * plan.steps, loss=float("nan"))
+        self._task = self._bar.add_task("training", total=plan.epochs * plan.steps, figures="")
         if not self._quiet:
             self._bar.start()
 
     def on_step_end(self, epoch: int, step: int, loss: float) -> None:
-        self._bar.update(self._task, advance=1, loss=loss)
+        if not self._bar.disable:
+            done = (epoch - 1) * self._plan.steps + step  # of a training that goes on, too
+            self._bar.update(self._task, completed=done, figures=_figures(self._plan.so_far()))
 
     def on_note(self, note: str) -> None:
         if not self._quiet:

@@ -40,6 +40,8 @@ class Plan:
             an output's or a class's.
         past: The records of the epochs that came before, where an interrupted training goes on.
         weights: Returns copies of the present parameters and running statistics, by name.
+        so_far: Returns the present epoch's figures after the last step: the means of the loss and the metrics, and the
+            learning rate.
     """
 
     epochs: int
@@ -53,6 +55,7 @@ class Plan:
     watched: Sequence[str] = ()
     past: Sequence[Record] = ()
     weights: Callable[[], dict[str, np.ndarray]] = dict
+    so_far: Callable[[], dict[str, float]] = dict
 
 
 class Callback:

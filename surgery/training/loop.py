@@ -84,6 +84,7 @@ class Loop:
         self._ends = np.cumsum(epochs).tolist()
         self._steps = -(-len(data) // settings.batch_size)
         self._phase = -1
+        self._so_far: dict[str, float] = {}
         self._enter(min(self.state.epoch, settings.epochs))
 
     def run(self) -> tuple[Ending, str]:
@@ -133,6 +134,7 @@ class Loop:
             watched=self.settings.metrics,
             past=tuple(self.state.history),
             weights=lambda: self.stage.training.weights(),
+            so_far=lambda: self._so_far,
         )
 
     def _where(self) -> list[str]:
@@ -198,6 +200,8 @@ class Loop:
                 self.data.check_finite()
                 raise _Diverged(f"the loss became {measured[0]} at step {state.step} of epoch {epoch}")
             total += np.array(measured) * count(targets)
+            seen = min(state.step * self.settings.batch_size, len(self.data))
+            self._so_far = dict(zip(names, (total / seen).tolist(), strict=True)) | {"learning_rate": rate}
             for callback in self.callbacks:
                 callback.on_step_end(epoch, state.step, measured[0])
             if self._checkpoints is not None and state.step < self._steps and self._checkpoints.due(state.step):

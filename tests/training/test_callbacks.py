@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,44 @@ def test_the_plan_gives_the_present_weights() -> None:
     assert (first == model.graph.initializers["fc.weight"].const_value.numpy()).all()  # type: ignore[union-attr]
     assert (last == result.model.graph.initializers["fc.weight"].const_value.numpy()).all()  # type: ignore[union-attr]
     assert (first != last).any()
+
+
+@pytest.mark.training
+def test_the_plan_gives_the_figures_so_far() -> None:
+    seen, losses = [], []
+
+    class Running(Callback):
+        def on_train_begin(self, plan: Plan) -> None:
+            self.plan = plan
+
+        def on_step_end(self, epoch: int, step: int, loss: float) -> None:
+            seen.append(self.plan.so_far())
+            losses.append(loss)
+
+    result = surgery.train(residual(Residual()), data(), epochs=1, batch_size=16, callbacks=[Running()])
+    assert [figures["loss"] for figures in seen[:2]] == pytest.approx([losses[0], (losses[0] + losses[1]) / 2])
+    assert {k: v for k, v in result.history[0].items() if k in seen[-1]} == pytest.approx(seen[-1])  # 16 + 16 + 8
+    assert list(seen[-1]) == ["loss", "accuracy", "learning_rate"]
+
+
+@pytest.mark.training
+def test_a_bar_on_a_terminal_shows_the_figures_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    from surgery.cli.progress import EpochLines
+
+    lines = EpochLines()
+    surgery.train(residual(Residual()), data(), epochs=2, batch_size=8, callbacks=[lines])
+    shown = terminal.getvalue()
+    assert "training" in shown
+    assert re.search(r"loss [\d.]+  accuracy [\d.]+  rate 0\.01", shown)
+    assert re.search(r"/10", shown)
 
 
 @pytest.mark.parametrize("kind", [JsonLines, Csv])
