@@ -112,11 +112,15 @@ def test_dropout_drops_when_it_is_told_to(models: dict[str, ir.Model], rng: np.r
     model = ir.from_proto(ir.to_proto(models["net.pt2"]))
     x = rng.normal(size=(2, 3, 16, 16)).astype(np.float32)
     on = ir.Value(name="on", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
-    model.graph.inputs.append(on)  # a constant would be optimized away on some runtimes
+    model.graph.inputs.append(on)
     for node in model.graph:
         if node.op_type == "Dropout":
             node.resize_inputs(3)
             node.replace_input_with(2, on)
+            node.resize_outputs(2)  # the gradient reads the mask; without, ONNX Runtime 1.32 optimizes Dropout away
+            mask = node.outputs[1]
+            mask.name, mask.type, mask.shape = f"{node.name}/mask", on.type, node.outputs[0].shape
+            model.graph.outputs.append(mask)
     quiet, loud = (outputs(model, x, np.array(flag))[0] for flag in (False, True))
     np.testing.assert_array_equal(quiet, outputs(models["net.pt2"], x)[0])
     assert not np.allclose(loud, quiet)
