@@ -150,7 +150,10 @@ def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = 
             tensor.ClearField("external_data")
             tensor.raw_data = weight.tobytes()
     options.add_external_initializers(names, values)
+    # Stock ONNX Runtime (1.32) takes out a Dropout whose mask nobody reads, in training mode too.
+    trains = any(n.op_type == "Dropout" and len(n.inputs) > 2 and n.inputs[2] is not None for n in model.graph)
+    kept = {"disabled_optimizers": ["EliminateDropout"]} if trains else {}
     try:
-        return runtime.InferenceSession(proto.SerializeToString(), options, providers=list(providers))
+        return runtime.InferenceSession(proto.SerializeToString(), options, providers=list(providers), **kept)
     except Exception as error:
         raise SurgeryError(f"{describe()} refuses the model: {str(error).strip().splitlines()[0]}") from error

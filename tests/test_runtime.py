@@ -46,3 +46,15 @@ def test_weights_of_subgraphs_in_files(tmp_path: Path, monkeypatch: pytest.Monke
     run = session(load(tmp_path / "m.onnx"), ["CPUExecutionProvider"], threads=1)
     (y,) = run.run(None, {"c": np.array(True), "x": np.ones(3, np.float32)})
     assert y.tolist() == [11, 21, 31]
+
+
+@pytest.mark.training
+def test_dropout_stays_on_where_nobody_reads_its_mask(tmp_path: Path) -> None:
+    """Stock ONNX Runtime would take it out, though it is in training mode."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,1000] x) => (float[N,1000] y) <float ratio = {0.5}, bool on = {1}>
+        { a = Relu(x) d = Dropout(a, ratio, on) y = Mul(d, a) }""")
+    onnx.save(proto, tmp_path / "m.onnx")
+    run = session(load(tmp_path / "m.onnx"), ["CPUExecutionProvider"], threads=1)
+    (y,) = run.run(None, {"x": np.ones((2, 1000), np.float32)})
+    assert 0.4 < (y == 0).mean() < 0.6
