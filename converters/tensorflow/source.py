@@ -17,7 +17,7 @@ import numpy as np
 from converters.registry import load_extra
 from surgery.errors import SurgeryError, nearest
 
-__all__ = ["Source", "is_tensorflow", "read_source", "tensorflow"]
+__all__ = ["VARIABLES", "Source", "is_tensorflow", "read_source", "tensorflow"]
 
 _CHECKPOINT = (".meta", ".index")
 _MOST_BYTES = 2**31 - 1  # of a protobuf message

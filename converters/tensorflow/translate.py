@@ -22,11 +22,12 @@ from converters.tensorflow.patterns import (
     settle_batch_normalization,
     settle_switches,
 )
-from converters.tensorflow.source import Source, read_source, tensorflow
+from converters.tensorflow.source import VARIABLES, Source, read_source, tensorflow
 from surgery.errors import SurgeryError
 
 __all__ = ["prepare", "translate"]
 
+_MOST_COMPUTED = 2**26  # numbers; a weight is a constant, and some are computed on
 _OPSET = 18  # the newest that tf2onnx 1.17 writes
 
 
@@ -71,9 +72,21 @@ def prepare(tf: Any, source: Source) -> dict[str, np.ndarray]:
 
 
 def _check(tf: Any, source: Source) -> None:
-    """Has TensorFlow look at the graph: importing it raises what its optimizer, in C++, would abort the process at."""
-    with tf.Graph().as_default():
+    """Has TensorFlow look at the graph: importing it raises what its optimizer, in C++, would abort the process at.
+
+    What is computed from constants is computed when the graph is optimized, so it must not be huge.
+    """
+    with tf.Graph().as_default() as graph:
         tf.import_graph_def(source.graph, name="")
+    constant: set[str] = set()
+    for op in graph.get_operations():  # in an order in which it can run, but for loops
+        made = op.type == "Const" or (bool(op.inputs) and all(tensor.op.name in constant for tensor in op.inputs))
+        if not made or op.type in VARIABLES:
+            continue
+        constant.add(op.name)
+        size = sum(tensor.shape.num_elements() or 0 for tensor in op.outputs)
+        if op.type != "Const" and size > _MOST_COMPUTED:
+            raise SurgeryError(f"{source.path}: node {op.name!r} ({op.type}) makes {size:,} numbers of constants")
 
 
 def _keep_statistics(source: Source, nodes: Sequence[str]) -> None:

@@ -125,6 +125,21 @@ def test_a_constant_that_is_declared_huge_takes_no_memory(tmp_path: Path) -> Non
     refused(write(tmp_path, graph), "'weight' is declared with")
 
 
+@pytest.mark.parametrize("kind", ["fill", "range", "tile"])
+def test_what_constants_make_is_bounded(tmp_path: Path, kind: str) -> None:
+    """TensorFlow's optimizer and tf2onnx compute what needs no input."""
+
+    def bomb(x: Any) -> Any:
+        made = {
+            "fill": lambda: tf.fill([2**34], 1.0),
+            "range": lambda: tf.cast(tf.range(2**30), tf.float32),
+            "tile": lambda: tf.tile(tf.constant(np.ones(1000, np.float32)), [2**24]),
+        }
+        return tf.add(x, tf.reduce_sum(made[kind]()), name="out")
+
+    refused(write(tmp_path, graph_of(bomb)), "numbers of constants")
+
+
 def test_nothing_of_a_graph_is_run(tmp_path: Path) -> None:
     """What TensorFlow's own loaders run: the graph's initialization, and what restores its variables."""
     marker = tmp_path / "marker"
