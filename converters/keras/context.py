@@ -369,6 +369,21 @@ class Context:
         """The numbers of a variable, checked against `shape`."""
         return self.builder.parameters.read(self, variable, tuple(shape))
 
+    def array(self, role: str, data: Any, tensor: Tensor) -> ir.Value:
+        """Returns numbers that broadcast against `tensor` in Keras's axes, laid out as its value is.
+
+        Training must not change them. A single number is a constant like any other.
+        """
+        array, rank = np.asarray(data, np.float32), tensor.rank
+        if array.ndim > rank:
+            raise self.error(f"its {role} has {array.ndim} dimensions, and its input {rank}")
+        if array.size == 1:
+            return self.op.constant(array.reshape(()))
+        if tensor.moved:
+            array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+            array = array.transpose(to_first(range(rank)))
+        return self.constant(role, array)
+
     def filled(self, role: str, shape: Sequence[int], value: float) -> ir.Value:
         """Returns an initializer ``<layer>/<role>`` of one number, which training must not change."""
         if math.prod(shape) > _MOST_FILLED:

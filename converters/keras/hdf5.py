@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from converters.heaps import check_heaps
 from converters.registry import load_extra
 from surgery.errors import SurgeryError
 
-__all__ = ["Array", "Hdf5", "open_hdf5", "parse_json"]
+__all__ = ["Array", "Hdf5", "open_hdf5"]
 
 _MOST_RATIO = 100  # an array that much larger than its file is no network's weights, however compressed
 _FAILURES = (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError, OverflowError)
@@ -183,15 +182,3 @@ def _check_start(path: Path, start: bytes) -> None:
         raise SurgeryError(f"{path}: is a zip file; a Keras 3 model is named .keras")
     if start.startswith(b"\x80"):
         raise SurgeryError(f"{path}: is a Python pickle, which is not read: it could run anything")
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Parses JSON.
-
-    Raises:
-        SurgeryError: It is not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SurgeryError(f"{where}: is not JSON that can be read ({' '.join(str(error).split())})") from error

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from converters.keras.hdf5 import open_hdf5, parse_json
+from converters.keras.hdf5 import open_hdf5
 from converters.keras.network import Network
 from converters.keras.parse import Parser, major_version
 from converters.keras.weights import Weights, assign
@@ -88,15 +89,15 @@ def open_source(source: Path, weights: Path | None = None, backend: str | None =
         if source.suffix == ".json":
             if source.stat().st_size > _MOST_TEXT:
                 raise SurgeryError(f"{source}: has {source.stat().st_size >> 20} MB, too much for a configuration")
-            config = parse_json(source.read_bytes(), str(source))
+            config = _parse_json(source.read_bytes(), str(source))
             weights = weights or weights_of(source)
             if weights is None:
                 raise SurgeryError(f"{source}: no weights lie next to it; give them with --weights")
             version = str(config.get("keras_version")) if isinstance(config, dict) else None
         elif source.suffix == ".keras" and _is_zip(source):
             archive = stack.enter_context(_open_archive(source))
-            config = parse_json(_member(archive, source, "config.json"), f"{source}: config.json")
-            metadata = parse_json(_member(archive, source, "metadata.json", b"{}"), f"{source}: metadata.json")
+            config = _parse_json(_member(archive, source, "config.json"), f"{source}: config.json")
+            metadata = _parse_json(_member(archive, source, "metadata.json", b"{}"), f"{source}: metadata.json")
             version = str(metadata.get("keras_version")) if isinstance(metadata, dict) else None
         else:
             file = stack.enter_context(open_hdf5(source))
@@ -106,7 +107,7 @@ def open_source(source: Path, weights: Path | None = None, backend: str | None =
                     f"{source}: has weights only, no configuration; convert the model's .json, which "
                     "model.to_json() gives, with this file as --weights, or save the whole model"
                 )
-            config = parse_json(text, f"{source}: model_config")
+            config = _parse_json(text, f"{source}: model_config")
             version = file.text(file.root, "keras_version")
         if weights is not None:
             file = stack.enter_context(open_hdf5(weights))
@@ -116,6 +117,13 @@ def open_source(source: Path, weights: Path | None = None, backend: str | None =
         major = major_version(version, config)
         network = Parser(source, major).parse(config)
         yield Source(network, assign(network, file, major, backend), weights or source, major)
+
+
+def _parse_json(text: str | bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SurgeryError(f"{where}: is not JSON that can be read ({' '.join(str(error).split())})") from error
 
 
 def _is_zip(path: Path) -> bool:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from converters.keras.context import Context, layer
@@ -187,16 +186,3 @@ def prelu(c: Context) -> Tensor:
 
 def _axes(data: Any) -> list[int]:
     return [data] if isinstance(data, int) else list(data)
-
-
-def constant_array(c: Context, role: str, data: np.ndarray, x: Tensor) -> ir.Value:
-    """An array that broadcasts against `x` in Keras's axes, laid out for its value; training does not change it."""
-    array = np.asarray(data, np.float32)
-    if array.ndim > x.rank:
-        raise c.error(f"its {role} has {array.ndim} dimensions, and its input {x.rank}")
-    if array.ndim and x.moved and array.size > 1:
-        array = array.reshape((1,) * (x.rank - array.ndim) + array.shape)
-        array = array.transpose([0, x.rank - 1, *range(1, x.rank - 1)])
-    if array.size == 1:
-        return c.op.constant(np.asarray(array.reshape(()), np.float32))
-    return c.constant(role, array)

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.keras.context import Context, layer
-from converters.keras.layers.activation import constant_array
 from converters.keras.tensor import Tensor
 
 __all__: list[str] = []
@@ -142,7 +141,7 @@ def normalization(c: Context) -> Tensor:
         mean, variance = (_given(c, name, shape) for name in ("mean", "variance"))
     spread = [shape[axes.index(i)] if i in axes else 1 for i in range(x.rank)]
     mean, deviation = mean.reshape(spread), np.maximum(np.sqrt(variance), 1e-7).reshape(spread)
-    center, scale = (constant_array(c, n, a, x) for n, a in (("mean", mean), ("deviation", deviation)))
+    center, scale = (c.array(n, a, x) for n, a in (("mean", mean), ("deviation", deviation)))
     if c.get("invert", False):
         return c.like(x, c.op.Add(c.op.Mul(x.value, scale), center))
     return c.like(x, c.op.Div(c.op.Sub(x.value, center), scale))

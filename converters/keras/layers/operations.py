@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.keras.context import Context, operation, tensors
-from converters.keras.layers.activation import activate, constant_array
+from converters.keras.layers.activation import activate
 from converters.keras.layers.merge import broadcast, concatenated
 from converters.keras.layers.shape import reshaped
 from converters.keras.tensor import Tensor
@@ -81,7 +81,7 @@ def _binary(op_type: str) -> Callable[[Context], Tensor]:
 
 def _number(c: Context, data: Any, x: Tensor, place: int) -> ir.Value:
     try:
-        return constant_array(c, f"operand{place}", np.asarray(data, np.float32), x)
+        return c.array(f"operand{place}", np.asarray(data, np.float32), x)
     except (TypeError, ValueError) as error:
         raise c.error(f"its operand {str(data)[:40]!r} cannot be converted") from error
 

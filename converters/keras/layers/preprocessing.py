@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from converters.keras.context import Context, layer
-from converters.keras.layers.activation import constant_array
 from converters.keras.tensor import Tensor
 
 __all__: list[str] = []
@@ -26,9 +25,9 @@ def rescaling(c: Context) -> Tensor:
         np.asarray(_array(c, name, default), np.float32) for name, default in (("scale", 1.0), ("offset", 0.0))
     )
     if np.any(scale != 1):
-        x = c.like(x, c.op.Mul(x.value, constant_array(c, "scale", scale, x)))
+        x = c.like(x, c.op.Mul(x.value, c.array("scale", scale, x)))
     if np.any(offset != 0):
-        x = c.like(x, c.op.Add(x.value, constant_array(c, "offset", offset, x)))
+        x = c.like(x, c.op.Add(x.value, c.array("offset", offset, x)))
     return x
 
 
