@@ -24,7 +24,7 @@ from surgery.artifacts.graphs import (
 from surgery.artifacts.plans import AdamW, Plan, Sgd, choose
 from surgery.errors import SurgeryError
 from surgery.io import save
-from surgery.training.step import Objective
+from surgery.training.losses import Objective
 
 __all__ = ["Artifacts", "artifacts"]
 

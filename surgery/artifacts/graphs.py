@@ -21,8 +21,9 @@ from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION
 from surgery.layers import find_output, layers
 from surgery.marks import marks
+from surgery.training.losses import Objective
 from surgery.training.optimizers import Updating, project
-from surgery.training.step import Objective, Step, evaluation_step, training_step
+from surgery.training.step import Step, evaluation_step, training_step
 
 __all__ = ["evaluation_model", "move_frozen", "optimizer_model", "order_inputs", "training_model", "user_inputs"]
 

@@ -15,11 +15,9 @@ from surgery.errors import SurgeryError
 from surgery.io import infer_shapes
 from surgery.layers import STATISTICS, ancestors, find_output, layers
 from surgery.marks import marks
-from surgery.training.losses import loss_of, strip_activation
+from surgery.training.losses import Objective, loss_of, strip_activation
 
-__all__ = ["Forward", "Objective", "Term", "changing_parameters", "forward_pass", "free_batch", "trainable_parameters"]
-
-Objective = Any  # a loss, its name or settings, or a mapping from outputs to these; a mapping with `name` is settings
+__all__ = ["Forward", "Term", "changing_parameters", "forward_pass", "free_batch", "trainable_parameters"]
 
 
 @dataclasses.dataclass(frozen=True)

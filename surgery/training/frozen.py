@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
 from surgery import runtime
 from surgery.data import Dataset
 from surgery.errors import SurgeryError
 from surgery.training.fingerprint import model_digests
 from surgery.training.prefix import Split
+from surgery.training.settings import CacheSettings
 
-__all__ = ["CacheSettings", "Features", "Prefix", "Uncached", "features"]
+__all__ = ["Features", "Prefix", "Uncached", "features"]
 
 _FORMAT = 1
 _BATCH = 32
@@ -38,24 +38,6 @@ _GB = 10**9
 _INDEX = "index.json"
 Spec = tuple[np.dtype, tuple[int, ...]]  # of an array: all examples' values of a name
 Values = dict[str, np.ndarray]
-
-
-class CacheSettings(BaseModel):
-    """Where what the frozen layers make of the examples is kept.
-
-    Attributes:
-        memory: The most that is kept in memory, in gigabytes.
-        disk: The most that is kept in a memory-mapped file instead, in gigabytes; what is larger is not kept.
-        float16: Keep numbers of half the size, and half the digits.
-        folder: Keep it in a file in this folder, for later trainings too.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    memory: NonNegativeFloat = 1.0
-    disk: NonNegativeFloat = 8.0
-    float16: bool = False
-    folder: str | None = None
 
 
 class Uncached(Exception):

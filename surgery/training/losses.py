@@ -25,10 +25,13 @@ __all__ = [
     "Loss",
     "MeanAbsoluteError",
     "MeanSquaredError",
+    "Objective",
     "activation_loss",
     "loss_of",
     "strip_activation",
 ]
+
+Objective = Any  # a loss, its name or settings, or a mapping from outputs to these; a mapping with `name` is settings
 
 
 class _Loss(BaseModel):

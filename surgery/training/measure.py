@@ -13,9 +13,10 @@ from surgery import runtime
 from surgery.data import Arrays, Dataset, Source, as_part, from_arrays
 from surgery.layers import find_output
 from surgery.marks import labels
+from surgery.training.losses import Objective
 from surgery.training.metrics import Predictions, check_metrics, compute, kind_of, predicted
 from surgery.training.runner import Evaluation
-from surgery.training.step import Objective, evaluation_step
+from surgery.training.step import evaluation_step
 from surgery.training.targets import count, fit, objective_of
 
 __all__ = ["Scores", "evaluate", "examine", "measure", "predict"]

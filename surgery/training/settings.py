@@ -20,14 +20,12 @@ from pydantic import (
 from surgery.data.augment import Augment
 from surgery.data.dataset import Sampling
 from surgery.errors import SurgeryError
-from surgery.training.frozen import CacheSettings
-from surgery.training.losses import Loss, loss_of
+from surgery.training.losses import Loss, Objective, loss_of
 from surgery.training.metrics import check_metrics
 from surgery.training.optimizers import Link, MovingAverage, Optimizer, Sgd, chain
 from surgery.training.optimizers.kinds import OptimizerName, Regularization
 from surgery.training.phases import Phase
 from surgery.training.schedules import Constant, OneCycle, Schedule, ScheduleName
-from surgery.training.step import Objective
 from surgery.validation import explain
 
 __all__ = ["TrainSettings", "changed"]
@@ -64,6 +62,24 @@ class Patience(BaseModel):
     patience: PositiveInt
     min_delta: NonNegativeFloat = 0.0
     monitor: str | None = None
+
+
+class CacheSettings(BaseModel):
+    """Where what the frozen layers make of the examples is kept.
+
+    Attributes:
+        memory: The most that is kept in memory, in gigabytes.
+        disk: The most that is kept in a memory-mapped file instead, in gigabytes; what is larger is not kept.
+        float16: Keep numbers of half the size, and half the digits.
+        folder: Keep it in a file in this folder, for later trainings too.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory: NonNegativeFloat = 1.0
+    disk: NonNegativeFloat = 8.0
+    float16: bool = False
+    folder: str | None = None
 
 
 def _patience(value: Any) -> Any:

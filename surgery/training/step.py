@@ -21,11 +21,12 @@ from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.training.accumulation import examples_in, means, write_sums
-from surgery.training.forward import Forward, Objective, Term, forward_pass
+from surgery.training.forward import Forward, Term, forward_pass
+from surgery.training.losses import Objective
 from surgery.training.optimizers import Link, MovingAverage, write_updates
 from surgery.training.winograd import minimize_convolutions
 
-__all__ = ["Objective", "Step", "Term", "evaluation_step", "training_step"]
+__all__ = ["Step", "Term", "evaluation_step", "training_step"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,9 @@ from surgery.io import replacing
 from surgery.layers import find_output, layers
 from surgery.passes.units import incoming_weights
 from surgery.training.forward import Objective, trainable_parameters
-from surgery.training.frozen import CacheSettings, Prefix, Uncached, features
+from surgery.training.frozen import Prefix, Uncached, features
 from surgery.training.prefix import Split, split
+from surgery.training.settings import CacheSettings
 from surgery.training.step import Step, evaluation_step
 from surgery.training.targets import count, fit, objective_of
 from surgery.viewing.figures import new_figure, write_png

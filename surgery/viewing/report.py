@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from surgery import runtime
 from surgery.data import Dataset
+from surgery.training.losses import Objective
 from surgery.training.measure import examine
 from surgery.training.metrics import Predictions
-from surgery.training.step import Objective
 from surgery.viewing.confusion import confusion_matrix, plot_confusion
 from surgery.viewing.wrong import most_wrong, pictures, plot_wrong
 
