@@ -10,9 +10,9 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-import keras
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 
 from converters import convert
@@ -21,6 +21,7 @@ from tests.converters.caffe_checks import run
 __all__ = ["Array", "compare", "expected", "functional", "inputs_of", "keras", "parameter", "randomize", "run", "save"]
 
 Array = np.ndarray
+keras: Any = pytest.importorskip("keras", reason="Keras is not installed (it needs Python 3.11)")
 torch.set_num_threads(1)
 
 
