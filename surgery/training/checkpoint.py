@@ -28,6 +28,7 @@ __all__ = ["Checkpoints", "State", "read_state", "write_state"]
 
 _FORMAT = 1
 _BEST = "best:"
+_LEFTOVERS = (".writable", ".writable.*.tmp", ".step-*.tmp", ".best.safetensors.*.tmp")
 Identity = dict[str, Any]  # what a training must have in common with the one that it goes on with
 
 
@@ -167,8 +168,9 @@ class Checkpoints:
         self._old, self._best_epoch = [], 0
         with replacing(self.folder / ".writable"):  # to know now, not after an epoch
             pass
-        for leftover in self.folder.glob(".*"):  # of trainings that were killed, and this one
-            leftover.unlink(missing_ok=True)
+        for pattern in _LEFTOVERS:  # of trainings that were killed, and this one
+            for leftover in self.folder.glob(pattern):
+                leftover.unlink(missing_ok=True)
         files = self.files()
         if not files:
             with contextlib.suppress(OSError):  # something else is in it

@@ -275,6 +275,19 @@ def _files_up_to(size: int) -> Any:
         signal.signal(signal.SIGXFSZ, old)
 
 
+def test_hidden_files_of_the_user_in_the_folder_stay(tmp_path: Path) -> None:
+    """All of them were removed: also where the folder is one's home."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".profile").write_text("mine")
+    leftover = tmp_path / ".step-00000001.safetensors.x.tmp"
+    leftover.write_text("half")
+    train(epochs=1, checkpoints=tmp_path)
+    assert (tmp_path / ".git").is_dir()
+    assert (tmp_path / ".profile").read_text() == "mine"
+    assert not leftover.exists()
+    assert not (tmp_path / ".writable").exists()
+
+
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     class Fill(Callback):
         def __init__(self, stack: contextlib.ExitStack) -> None:
