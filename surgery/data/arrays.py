@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from surgery.data.classes import renumbered
 from surgery.data.dataset import Dataset
 from surgery.data.preprocess import InputSpec, Preparer, input_spec, preparer, takes_images
 from surgery.data.rows import Arrays, Examples, LazyRows, Rows
 from surgery.errors import SurgeryError
+from surgery.marks import labels
 
 __all__ = ["from_arrays"]
 
@@ -26,7 +28,7 @@ def from_arrays(
         examples: See `preparer` for what they may be; for a model with several inputs, an array for each by its name.
         targets: Class numbers or floats; for several outputs, an array for each by its name.
         model: Says what its inputs take.
-        classes: The classes' names.
+        classes: The classes' names; where the model has labels and all of them are among these, these number them.
         part: What part of their source they are.
 
     Raises:
@@ -48,7 +50,18 @@ def from_arrays(
         raise SurgeryError("the data set is empty")
     prepare = _Prepare({name: preparer(arrays[name], spec) for name, spec in specs.items()})
     assumed = {name: s.how for name, s in specs.items() if s.assumed and takes_images(arrays[name], s)}
+    if classes and not isinstance(targets, dict):
+        targets, classes = _by_labels(targets, classes, model)
     return Dataset(examples, targets, prepare, tuple(classes) if classes else None, part, assumed=assumed)
+
+
+def _by_labels(targets: np.ndarray, classes: Sequence[str], model: ir.Model) -> tuple[np.ndarray, Sequence[str]]:
+    """Targets and names of classes in the order of the model's labels, where these have them all."""
+    for output in model.graph.outputs:
+        known = labels(model, str(output.name))
+        if known and set(classes) <= set(known):
+            return renumbered(targets, classes, known), known
+    return targets, classes
 
 
 def _rows(examples: Any) -> Rows:
@@ -76,8 +89,18 @@ class _Prepare:
 def _targets(targets: np.ndarray) -> np.ndarray:
     """Class numbers as int64, others as float32; a single column of integers, as Keras' data sets have, as `[N]`."""
     targets = np.asarray(targets)
+    if targets.dtype == bool and targets.ndim == 1:
+        return targets.astype(np.int64)
     if not np.issubdtype(targets.dtype, np.integer):
-        return targets.astype(np.float32)
+        try:
+            if targets.dtype.kind in "USMm":
+                raise ValueError(f"they are {targets.dtype}")
+            return targets.astype(np.float32)
+        except (ValueError, TypeError) as error:
+            raise SurgeryError(
+                f"the targets are no numbers ({error}); number the classes from 0, or give pairs of an example and the "
+                "name of its class"
+            ) from error
     return (targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets).astype(np.int64)
 
 

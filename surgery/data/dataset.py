@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from surgery.data.augment import Augment, paste
+from surgery.data.classes import renumbered
 from surgery.data.images import whole
 from surgery.data.prefetch import Each, prefetch
 from surgery.data.rows import Arrays, Examples, digest, lengths, select, take
@@ -72,6 +73,31 @@ class Dataset:
     def labels_of(self, output: str) -> tuple[str, ...] | None:
         """Returns the class names of an output, where the source has them."""
         return self.output_labels.get(output, self.labels)
+
+    def numbered_as(self, other: Dataset) -> Dataset:
+        """Returns the same examples, with the classes numbered as those of `other`, where both have their names.
+
+        Raises:
+            SurgeryError: There are classes that `other` has not.
+        """
+
+        def target(array: np.ndarray, output: str) -> np.ndarray:
+            names, known = self.labels_of(output), other.labels_of(output)
+            if names is None or known is None:
+                return array
+            strange = [name for name in names if name not in known]
+            if strange:
+                raise SurgeryError(
+                    f"the data to watch have a class {strange[0]!r}, those to train on only {', '.join(known)}"
+                )
+            return renumbered(array, names, known)
+
+        if isinstance(self.targets, dict):
+            targets: Arrays = {name: target(array, name) for name, array in self.targets.items()}
+        else:
+            targets = target(self.targets, "")
+        each = {**self.output_labels, **other.output_labels}
+        return dataclasses.replace(self, targets=targets, labels=other.labels or self.labels, output_labels=each)
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Returns the examples at `indices`."""

@@ -16,6 +16,7 @@ from surgery.data.images import Images, upright
 from surgery.data.preprocess import InputSpec, input_spec
 from surgery.data.rows import LazyRows, digest
 from surgery.errors import SurgeryError
+from surgery.marks import labels
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -60,7 +61,7 @@ def from_items(source: Any, model: ir.Model, *, memory: int = MEMORY) -> Dataset
         raise SurgeryError("the data set is empty")
     names: dict[str, tuple[str, ...]] = {}
     if isinstance(targets[0], dict):
-        labelled: Any = {key: _targets([t[key] for t in targets], key, names) for key in targets[0]}
+        labelled: Any = {key: _targets([t[key] for t in targets], key, names, labels(model, key)) for key in targets[0]}
     else:
         labelled = _targets(targets, "", names)
     rows = _rows(source, examples, model, random, memory)
@@ -121,11 +122,14 @@ def _classes(source: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _targets(values: list[Any], key: str, names: dict[str, tuple[str, ...]]) -> np.ndarray:
-    """Targets as an array; `names` gets those of classes."""
+def _targets(
+    values: list[Any], key: str, names: dict[str, tuple[str, ...]], known: Sequence[str] | None = None
+) -> np.ndarray:
+    """Targets as an array; `names` gets those of classes, in the order of the `known` where these have them all."""
     where = f" of output {key!r}" if key else ""
     if all(isinstance(value, str) for value in values):
-        names[key] = tuple(sorted(set(values)))
+        found = set(values)
+        names[key] = tuple(known) if known and found <= set(known) else tuple(sorted(found))
         number = {name: index for index, name in enumerate(names[key])}
         return np.array([number[value] for value in values], np.int64)
     try:

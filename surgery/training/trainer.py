@@ -93,13 +93,15 @@ def train(
         SurgeryError: The data do not fit the model, nothing is trainable, an operator has no gradient, or checkpoints
             cannot be written or are of another training.
     """
-    if isinstance(validation, float):
-        changes["validation"], validation = validation, None
+    if isinstance(validation, int | float | np.floating):
+        changes["validation"] = validation = float(validation)
     settings = changed(settings or TrainSettings(), changes)
     providers = runtime.providers(device)
     examples, held = as_dataset(data, model)
-    if validation is not None:
-        held, _ = as_dataset(validation, model)
+    if isinstance(validation, float):  # which goes before what the data have
+        held = None
+    elif validation is not None:
+        held = as_dataset(validation, model)[0].numbered_as(examples)
     if held is None and settings.validation:
         examples, held = examples.split(settings.validation, settings.seed)
         if not len(held) or not len(examples):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from surgery.data.augment import Augment
 from surgery.data.images import ImageFiles
 from surgery.data.rows import LazyRows
 from surgery.errors import SurgeryError
+from surgery.marks import set_labels
 from tests.data.models import model_with_input
 from tests.graphs import parse
 
@@ -241,3 +243,61 @@ def test_an_image_that_does_not_decode_later_is_named(images: Path) -> None:
     with pytest.raises(SurgeryError, match=r"2\.png: does not decode"):
         read(data)
     assert len(from_folder(images, RGB, memory=0, skip_bad=True)) == 7
+
+
+def labelled(*names: str) -> ir.Model:
+    model = model_with_input("N", 3)
+    set_labels(model, "out", list(names))
+    return model
+
+
+def test_names_of_classes_are_numbered_as_the_models_labels() -> None:
+    pairs = [(x, name) for x, name in zip(X, ["dog", "cat"] * 5, strict=True)]
+    model = labelled("bird", "cat", "dog")  # of which some are not there
+    data, _ = as_dataset(pairs, model)
+    assert data.targets.tolist() == [2, 1] * 5
+    assert data.labels == ("bird", "cat", "dog")
+    assert as_dataset(pairs, labelled("bird", "cat"))[0].targets.tolist() == [1, 0] * 5  # these are other classes
+
+
+def test_names_of_an_outputs_classes_are_numbered_as_its_labels() -> None:
+    model = parse(
+        "(float[N,3] x) => (float[N,2] a, float[N,3] b)",
+        "a = Gemm(x, v) b = Gemm(x, w)",
+        {"v": [3, 2], "w": [3, 3]},
+    )
+    set_labels(model, "b", ["z", "y", "x"])
+    data, _ = as_dataset([(x, {"a": "x", "b": "x"}) for x in X], model)
+    assert isinstance(data.targets, dict)
+    assert (data.targets["a"].max(), data.targets["b"].min()) == (0, 2)
+
+
+def test_class_numbers_in_an_archive_become_the_models(tmp_path: Path) -> None:
+    numbers = np.array([0, 1, 1, 0, -1, 2, 0, 0, 0, 0])
+    np.savez(tmp_path / "d.npz", x=X, y=numbers, labels=["dog", "cat", "bird"])
+    data = open_part(tmp_path / "d.npz", labelled("bird", "cat", "dog", "fish"))
+    assert data.targets.tolist() == [2, 1, 1, 2, -1, 0, 2, 2, 2, 2]
+    assert data.labels == ("bird", "cat", "dog", "fish")
+    hot = np.eye(3, dtype=np.float32)[np.abs(numbers)]
+    np.savez(tmp_path / "hot.npz", x=X, y=hot, labels=["dog", "cat", "bird"])
+    data = open_part(tmp_path / "hot.npz", labelled("bird", "cat", "dog", "fish"))
+    np.testing.assert_array_equal(data.targets, np.eye(4)[[2, 1, 1, 2, 1, 0, 2, 2, 2, 2]])
+    np.savez(tmp_path / "few.npz", x=X, y=numbers, labels=["dog", "cat"])
+    with pytest.raises(SurgeryError, match="class number 2, but only 2 names"):
+        open_part(tmp_path / "few.npz", labelled("bird", "cat", "dog"))
+
+
+def test_examples_to_watch_are_numbered_as_those_to_train_on() -> None:
+    train, _ = as_dataset([(x, name) for x, name in zip(X, ["bird", "dog"] * 5, strict=True)], VECTOR)
+    watch, _ = as_dataset([(x, "dog") for x in X], VECTOR)
+    assert watch.numbered_as(train).targets.tolist() == [1] * 10
+    with pytest.raises(SurgeryError, match="the data to watch have a class 'cat', those to train on only bird, dog"):
+        as_dataset([(x, "cat") for x in X], VECTOR)[0].numbered_as(train)
+
+
+def test_flags_are_class_numbers_and_text_in_an_array_is_refused() -> None:
+    data, _ = as_dataset((X, X[:, 0] > 0), VECTOR)
+    assert data.targets.dtype == np.int64
+    for targets in (np.array(["a"] * 10), np.array(["a"] * 10, object)):
+        with pytest.raises(SurgeryError, match="number the classes from 0, or give pairs"):
+            as_dataset((X, targets), VECTOR)

@@ -88,6 +88,17 @@ def test_a_validation_share_is_watched_and_the_best_epoch_kept(model: ir.Model) 
     assert result.kept_epoch == int(np.argmin(losses)) + 1
 
 
+def test_a_share_goes_before_the_validation_part_that_the_data_have(model: ir.Model, tmp_path: Path) -> None:
+    """As on the command line; it was left out silently."""
+    (x, y), (val_x, val_y) = ((d.examples, d.targets) for d in (data(40), data(8, seed=1)))
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_val=val_x, y_val=val_y)  # type: ignore[arg-type]
+    for given, watched in ((None, 8), (0.25, 10), (np.float32(0.25), 10), (0, 0)):
+        recorder = Recorder()
+        surgery.train(model, tmp_path / "d.npz", epochs=1, validation=given, callbacks=[recorder])
+        assert recorder.plan is not None
+        assert recorder.plan.validation == watched
+
+
 def test_keep_last_keeps_the_last_epoch(model: ir.Model) -> None:
     result = surgery.train(model, data(), epochs=4, keep="last", validation=data(seed=1))
     assert result.kept_epoch == 4
@@ -277,3 +288,15 @@ def test_a_model_of_one_batch_size_is_refused_with_a_reason() -> None:
 def test_schedules(schedule: object, factors: list[float]) -> None:
     settings = TrainSettings(epochs=4, learning_rate=2.0, schedule=schedule)  # type: ignore[arg-type]
     assert [settings.rate(step, 10) for step in (0, 10, 20, 30)] == pytest.approx([2 * f for f in factors], rel=1e-5)
+
+
+def test_names_of_classes_mean_the_same_in_the_examples_to_watch(model: ir.Model) -> None:
+    some = data(seed=1)
+    pairs = [(x, "abcd"[y]) for x, y in zip(np.asarray(some.examples), np.asarray(some.targets), strict=True)]
+    few = [pair for pair in pairs if pair[1] != "a"]
+    watched = Dataset(np.stack([x for x, _ in few]), np.array(["abcd".index(name) for _, name in few]))
+    how = {"epochs": 1, "batch_size": 16, "learning_rate": 0.05, "seed": 0}
+    by_name, by_number = (surgery.train(model, pairs, validation=held, **how) for held in (few, watched))
+    assert by_name.history[0]["val_loss"] == pytest.approx(by_number.history[0]["val_loss"])
+    again = surgery.evaluate(by_name.model, few)
+    assert again.measures["accuracy"] == surgery.evaluate(by_name.model, watched).measures["accuracy"]
