@@ -137,7 +137,7 @@ def _columns(path: Path, rows: Sequence[_Row], names: Sequence[str], what: str) 
 
 
 def _by_part(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
-    column = next((name for name in _PART if name in rows[0][1]), None)
+    column = next((name for name in _PART if any(name in row for _, row in rows)), None)
     if column is None:
         return {"all": list(rows)}
     parts: dict[str, list[_Row]] = {}

@@ -224,3 +224,10 @@ def read_or_refuse(path: Path) -> None:
         return
     assert len(data) == len(data.targets) > 0
     assert np.isfinite(data.targets).all()
+
+
+def test_a_split_that_the_first_row_lacks_is_missed(folder: Path) -> None:
+    rows = [{"path": "images/0.png", "label": 0}, {"path": "images/1.png", "label": 1, "split": "test"}]
+    path = write(folder, "\n".join(map(json.dumps, rows)), "data.jsonl")
+    with pytest.raises(SurgeryError, match=r"data.jsonl:1: has no split"):
+        open_data(path, MODEL)
