@@ -143,7 +143,9 @@ class _FineTuner(BaseEstimator):
 
     def _validated(self, X: Any, **how: Any) -> Any:
         """Checks X, and y where it is given, as scikit-learn does; a network's images may have any number of axes."""
-        return validate_data(self, X, allow_nd=self.model is not None, dtype="numeric", reset="y" in how, **how)
+        # Bytes are pixels to a network that is given (0 to 255 is 0 to 1), features like others to one that is made.
+        dtype = "numeric" if self.model is not None else (np.float64, np.float32)
+        return validate_data(self, X, allow_nd=self.model is not None, dtype=dtype, reset="y" in how, **how)
 
 
 class FineTuneClassifier(ClassifierMixin, _FineTuner):

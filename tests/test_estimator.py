@@ -260,3 +260,12 @@ def test_the_documented_search(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
     assert float(done.stdout.splitlines()[-1].rstrip("%")) > 97, done.stderr
     assert (tmp_path / "out" / "digits.onnx").is_file()
+
+
+def test_features_in_bytes_are_features_like_others() -> None:
+    data = digits(60)
+    x, y = data["x_train"].reshape(-1, 784)[:, ::4], data["y_train"]
+    assert x.dtype == np.uint8
+    as_bytes, as_floats = (Classifier(epochs=3, random_state=0).fit(some, y) for some in (x, x.astype(np.float32)))
+    np.testing.assert_allclose(as_bytes.predict_proba(x), as_floats.predict_proba(x), atol=1e-6)
+    np.testing.assert_allclose(as_bytes.predict_proba(x.astype(float)), as_floats.predict_proba(x), atol=1e-6)
