@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from surgery.errors import SurgeryError, nearest
+from surgery.training.history import lower_is_better
 from surgery.training.schedules import ReduceOnPlateau
 from surgery.training.settings import TrainSettings
 
@@ -30,9 +31,9 @@ class _Plateau:
     bad_epochs: int = 0
     cooldown: int = 0
 
-    def epoch_ended(self, schedule: ReduceOnPlateau, figure: float) -> None:
-        """As PyTorch's ``ReduceLROnPlateau.step``."""
-        if self._better(schedule, figure):
+    def epoch_ended(self, schedule: ReduceOnPlateau, figure: float, lower: bool) -> None:
+        """As PyTorch's ``ReduceLROnPlateau.step``; `lower` says whether a lower `figure` is better."""
+        if self._better(schedule, figure, lower):
             self.best, self.bad_epochs = figure, 0
         else:
             self.bad_epochs += 1
@@ -43,10 +44,10 @@ class _Plateau:
             self.multiplier = max(self.multiplier * schedule.factor, schedule.minimum)
             self.bad_epochs, self.cooldown = 0, schedule.cooldown
 
-    def _better(self, schedule: ReduceOnPlateau, figure: float) -> bool:
+    def _better(self, schedule: ReduceOnPlateau, figure: float, lower: bool) -> bool:
         if self.best is None:
             return not math.isnan(figure)
-        sign = -1 if schedule.mode == "min" else 1
+        sign = -1 if lower else 1
         bound = schedule.threshold * (self.best if schedule.threshold_mode == "rel" else 1)
         return sign * (figure - self.best - sign * bound) > 0
 
@@ -90,7 +91,8 @@ class Rates:
                 f"the schedule watches {monitor!r}, which epochs do not have{nearest(monitor, known)}; they have "
                 f"{', '.join(known)}"
             )
-        self._plateau.epoch_ended(schedule, float(record[monitor]))
+        lower = lower_is_better(monitor) if schedule.mode == "auto" else schedule.mode == "min"
+        self._plateau.epoch_ended(schedule, float(record[monitor]), lower)
 
     def state(self) -> dict[str, Any]:
         """What later rates depend on besides the settings, as plain data."""

@@ -223,7 +223,8 @@ class ReduceOnPlateau(_Schedule):
 
     Attributes:
         monitor: The figure of an epoch's record; by default the validation loss, or the loss without validation data.
-        mode: Whether it is better when smaller or larger.
+        mode: Whether it is better when smaller (``min``) or larger (``max``); ``auto`` goes by the figure's name:
+            losses and errors are better when smaller, accuracies and other scores when larger.
         factor: Multiplies the rate.
         patience: For how many epochs it may fail to improve.
         threshold: What counts as better.
@@ -234,7 +235,7 @@ class ReduceOnPlateau(_Schedule):
 
     name: Literal["reduce_on_plateau"] = "reduce_on_plateau"
     monitor: str | None = None
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["auto", "min", "max"] = "auto"
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     patience: NonNegativeInt = 10
     threshold: NonNegativeFloat = 1e-4

@@ -171,11 +171,11 @@ def test_momentum_cycles_where_the_optimizer_has_one() -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"patience": 2},
-        {"patience": 0, "factor": 0.5, "cooldown": 2},
+        {"patience": 2, "mode": "min"},
+        {"patience": 0, "factor": 0.5, "cooldown": 2, "mode": "min"},
         {"patience": 1, "mode": "max", "threshold": 0.2},
         {"patience": 1, "mode": "max", "threshold": 0.1, "threshold_mode": "abs"},
-        {"patience": 1, "threshold": 0.05, "threshold_mode": "abs", "minimum": 0.02, "factor": 0.3},
+        {"patience": 1, "mode": "min", "threshold": 0.05, "threshold_mode": "abs", "minimum": 0.02, "factor": 0.3},
     ],
 )
 def test_plateaus_are_pytorchs(how: dict[str, Any]) -> None:
@@ -199,6 +199,16 @@ def test_plateaus_are_pytorchs(how: dict[str, Any]) -> None:
         fresh.load_state(json.loads(json.dumps(rates.state())))
         rates = fresh
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize(("figure", "rising"), [("val_accuracy", 1.0), ("val_loss", 0.1), ("mean_absolute_error", 0.1)])
+def test_a_rising_score_is_no_plateau_and_a_rising_loss_is(figure: str, rising: float) -> None:
+    """The rate went down while the accuracy rose, as its rising was taken for a loss's."""
+    schedule = {"name": "reduce_on_plateau", "monitor": figure, "patience": 0}
+    rates = Rates(TrainSettings(learning_rate=1.0, schedule=schedule), 1)  # type: ignore[arg-type]
+    for value in (0.5, 0.6):
+        rates.epoch_ended({"epoch": 1, figure: value})
+    assert rates.at(0)[0] == pytest.approx(rising)
 
 
 def test_what_is_watched_by_default_and_what_there_is_not() -> None:
