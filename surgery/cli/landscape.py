@@ -45,11 +45,15 @@ def landscape(
     from surgery.cli.data import say_skipped
     from surgery.cli.progress import DecodeProgress
     from surgery.data import open_part
+    from surgery.errors import SurgeryError
     from surgery.io import load
     from surgery.viewing.landscape import landscape as measure
     from surgery.viewing.landscape import plot_landscape, save_landscape
 
     silent = quiet or as_json
+    numbers = output.with_suffix(".npz")
+    if numbers == output:
+        raise SurgeryError(f"{output}: is where the numbers go; name the picture, as {output.with_suffix('.png')}")
     loaded = load(model)
     with DecodeProgress(silent) as progress:
         chosen = open_part(data, loaded, split, skip_bad=skip_bad, progress=progress)
@@ -68,7 +72,6 @@ def landscape(
             device=device,
             progress=progress,
         )
-    numbers = output.with_suffix(".npz")
     plot_landscape(found, output, model.stem)
     save_landscape(found, numbers)
     if as_json:

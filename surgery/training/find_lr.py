@@ -81,9 +81,12 @@ def find_learning_rate(
     """
     settings = changed(settings or TrainSettings(), changes)
     usual = settings.optimizer.default_rate
-    lowest, highest = lowest or usual * _BELOW, highest or usual * _ABOVE
+    lowest = usual * _BELOW if lowest is None else lowest
+    highest = usual * _ABOVE if highest is None else highest
     if not 0 < lowest < highest < math.inf:
-        raise SurgeryError(f"the rates from {lowest:g} to {highest:g} are no range; the first must be the smaller one")
+        raise SurgeryError(
+            f"the rates from {lowest:g} to {highest:g} are no range; the first must be above 0 and the smaller one"
+        )
     if steps < _LEAST:
         raise SurgeryError(f"{steps} steps are too few to see anything; take {_LEAST} or more")
     training, batches, momentum = _prepare(model, data, settings, runtime.providers(device))

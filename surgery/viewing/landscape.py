@@ -105,8 +105,8 @@ def landscape(
     """
     if points < 3 or points % 2 == 0:
         raise SurgeryError(f"{points} points: an odd number, 3 at least, has the model in the middle")
-    if not span > 0:
-        raise SurgeryError(f"a span of {span:g}: it must be above 0")
+    if not 0 < span < np.inf:
+        raise SurgeryError(f"a span of {span:g}: it must be a number above 0")
     rng = np.random.default_rng(seed)
     moved = directions(model, rng), directions(model, rng)
     chosen = as_part(data, model, part)

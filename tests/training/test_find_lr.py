@@ -94,6 +94,7 @@ def test_a_range_that_is_too_low_and_one_that_is_too_high() -> None:
     [
         ({"lowest": 1.0, "highest": 0.1}, "from 1 to 0.1 are no range"),
         ({"lowest": -1.0}, "are no range"),
+        ({"lowest": 0.0}, "from 0 to .* are no range; the first must be above 0"),
         ({"steps": 3}, "3 steps are too few"),
         ({"optimiser": "sgd"}, "unknown key"),
     ],

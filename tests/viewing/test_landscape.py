@@ -130,8 +130,9 @@ def test_faults_are_told(rng: np.random.Generator) -> None:
     for points in (1, 10):
         with pytest.raises(SurgeryError, match="odd number"):
             landscape(model, data, points=points)
-    with pytest.raises(SurgeryError, match="span"):
-        landscape(model, data, span=0)
+    for span in (0, np.inf):
+        with pytest.raises(SurgeryError, match="span"):
+            landscape(model, data, span=span)
     Freeze(layers="all")(model)
     with pytest.raises(SurgeryError, match="every parameter is frozen"):
         landscape(model, data)
@@ -157,3 +158,4 @@ def test_the_command_draws_saves_and_reports(tmp_path: Path) -> None:
     np.testing.assert_allclose(told["loss"], np.load(tmp_path / "out" / "l.npz")["loss"])
     assert (told["examples"], told["split"]) == (50, "test")
     assert "odd number" in fails(*words[:-1], "4")
+    assert "name the picture, as" in fails(*words[:4], tmp_path / "l.npz")
