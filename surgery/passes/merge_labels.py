@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from surgery.errors import SurgeryError, nearest
-from surgery.layers import find_output
+from surgery.layers import descendants, find_output
 from surgery.marks import labels, set_labels
 from surgery.passes.activations import ACTIVATION_OPS
 from surgery.passes.base import Change, Pass, pass_dataclass
@@ -58,6 +58,10 @@ class MergeLabels(Pass):
         scores = _scores(end, default_axis=-1 if opset(model) >= 13 else 1)
         if scores.shape is None or len(scores.shape) < 2 or scores.shape[1] not in (len(names), None):
             raise SurgeryError(f"output {output!r} has {len(names)} labels, but its scores the shape {scores.shape}")
+        for other in _others(model, scores, end):
+            raise SurgeryError(
+                f"output {other!r} is made from the same scores as {output!r}; take it out first (prune_outputs)"
+            )
         rank = len(scores.shape)
         forget_shapes([scores])
         _insert(model, scores, rank, list(merged.values()))
@@ -73,13 +77,15 @@ class MergeLabels(Pass):
         missing = []
         for name, patterns in self.groups.items():
             for pattern in patterns:
-                found = [i for i, old in enumerate(names) if fnmatch.fnmatchcase(old, pattern)]
+                like = re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+                found = [i for i, old in enumerate(names) if like.fullmatch(old)]
                 if not found:
                     missing.append((name, pattern))
                 for i in found:
                     if owner.setdefault(i, name) != name:
                         raise SurgeryError(f"label {names[i]!r} is in two groups, {owner[i]!r} and {name!r}")
-        if missing and all(name in names for name in self.groups) and self.rest in (None, *names):
+        merged_already = all(name in names for name in self.groups) and self.rest in (None, *names)
+        if missing and merged_already and all(names[i] == name for i, name in owner.items()):
             return None
         if missing:
             name, pattern = missing[0]
@@ -115,6 +121,12 @@ def _scores(end: ir.Value, default_axis: int) -> ir.Value:
             "Softmax, or is scores without one"
         )
     return end
+
+
+def _others(model: ir.Model, scores: ir.Value, end: ir.Value) -> list[str]:
+    """The names of the outputs besides `end` that are the scores, or are computed from them."""
+    behind = {scores, *(o for node in descendants([scores]) for o in node.outputs)}
+    return [str(o.name) for o in model.graph.outputs if o in behind and o is not end]
 
 
 def _insert(model: ir.Model, scores: ir.Value, rank: int, groups: list[list[int]]) -> None:

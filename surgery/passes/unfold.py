@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 
 from surgery.errors import SurgeryError
 from surgery.layers import Layer
+from surgery.marks import marks, set_marks
 from surgery.passes.base import Change, Pass, pass_dataclass
 from surgery.passes.dense import UNIT_OPS, layer_stem, read_units
 from surgery.passes.editing import bypass, drop_unused, insert_behind, new_parameter, opset, prune, register
@@ -30,13 +31,13 @@ class Unfold(Pass):
 
     Outputs stay the same; a layer's bias becomes its normalization's. With `data`, mean and variance are those of the
     layer's output on examples, so that training, which goes by the statistics of each batch, starts from the same
-    function too; without, they are 0 and 1, which is for normalizations that stay frozen. Layers that have a
-    BatchNormalization are left as they are. Idempotent.
+    function too; without, they are 0 and 1, which is for normalizations that stay frozen. That of a frozen layer is
+    frozen too. Layers that have a BatchNormalization are left as they are. Idempotent.
 
     Attributes:
         layers: Which layers; operators without weights among them are left as they are.
         data: A .npz file or a folder of images to measure on.
-        examples: How many of them, from the beginning.
+        examples: How many of them, spread evenly: folders and files often have one class after the other.
     """
 
     shorthand: ClassVar[str | None] = "layers"
@@ -81,6 +82,8 @@ def _unfold(layer: Layer, mean: np.ndarray | None, variance: np.ndarray | None) 
     values = [new_parameter(array, dtype, old if role == "bias" else None) for role, array in arrays.items()]
     for role, value in zip(arrays, values, strict=True):
         register(graph, value, f"{layer_stem(layer)}.norm.{role}")
+        if marks(layer.parameters["weight"]).frozen:
+            set_marks(value, trainable=False)
     if len(layer.nodes) > 1:  # its bias is an Add of its own
         add = layer.nodes[1]
         bypass(add, index=list(add.inputs).index(node.outputs[0]))
@@ -110,12 +113,18 @@ def _measure(
     prune(probe)
     run = session(probe, providers("cpu"))
     source = open_data(Path(data), model)[0]
-    source = source.subset(np.arange(min(examples, len(source))))
+    batch_size = _fixed_batch(probe) or _BATCH
+    count = min(examples, len(source))
+    if _fixed_batch(probe):
+        count -= count % batch_size
+    if not count:
+        raise SurgeryError(f"unfold: the model takes {batch_size} examples at a time, which {data} has not")
+    source = source.subset(np.linspace(0, len(source) - 1, count).round().astype(int))
     sums: list[np.ndarray | float] = [0.0] * len(names)
     squares: list[np.ndarray | float] = [0.0] * len(names)
     counts = [0] * len(names)
     wanted = [str(v.name) for v in probe.graph.inputs]
-    for inputs, *_ in source.batches(_BATCH):
+    for inputs, *_ in source.batches(batch_size):
         batch = inputs if isinstance(inputs, dict) else {wanted[0]: inputs}
         for i, array in enumerate(run.run(names, {name: batch[name] for name in wanted})):
             units = np.moveaxis(array.astype(np.float64), 1, 0).reshape(array.shape[1], -1)
@@ -127,3 +136,9 @@ def _measure(
         mean = np.asarray(total) / count
         found[layer.node] = mean, np.maximum(np.asarray(square) / count - mean**2, 0)
     return found
+
+
+def _fixed_batch(model: ir.Model) -> int | None:
+    """How many examples the model takes, where it takes no other number of them."""
+    sizes = [value.shape[0] for value in model.graph.inputs if value.shape is not None and len(value.shape)]
+    return next((size for size in sizes if isinstance(size, int)), None)

@@ -66,6 +66,33 @@ class TestUnfold:
         changes = Unfold({"type": "Conv"})(cnn()).changes
         assert [c.where for c in changes] == ["c1"]
 
+    def test_a_frozen_layers_normalization_is_frozen(self) -> None:
+        model = parse("(float[N,3,10,10] x) => (float[N,6,A,B] y)", *BODIES["bias"])
+        apply(model, [{"freeze": "all"}, {"unfold": "all"}])
+        assert all(marks(value).frozen for value in model.graph.initializers.values())
+
+    def test_statistics_are_those_of_all_classes(self, tmp_path: Path) -> None:
+        model = parse("(float[N,3,10,10] x) => (float[N,6,A,B] y)", *BODIES["bias"])
+        image = IMAGE + np.repeat([0, 5], 20).astype(np.float32).reshape(-1, 1, 1, 1)  # one class after the other
+        before = run(model, image)[0]
+        np.savez(tmp_path / "d.npz", x=image, y=np.repeat([0, 1], 20))
+        Unfold("all", data=str(tmp_path / "d.npz"), examples=20)(model)
+        norm = next(node for node in model.graph if node.op_type == "BatchNormalization")
+        np.testing.assert_allclose(norm.inputs[2].const_value.numpy(), before.mean((0, 2, 3)), rtol=0.2)  # type: ignore[union-attr]
+
+    def test_models_of_a_fixed_batch(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "d.npz", x=IMAGE, y=np.zeros(len(IMAGE), np.int64))
+        means = []
+        for batch in ("N", "3"):
+            model = parse(f"(float[{batch},3,10,10] x) => (float[{batch},6,A,B] y)", *BODIES["bias"])
+            Unfold("all", data=str(tmp_path / "d.npz"), examples=39)(model)
+            norm = next(node for node in model.graph if node.op_type == "BatchNormalization")
+            means.append(norm.inputs[2].const_value.numpy())  # type: ignore[union-attr]
+        np.testing.assert_allclose(*means, rtol=1e-5)
+        model = parse("(float[41,3,10,10] x) => (float[41,6,A,B] y)", *BODIES["bias"])
+        with pytest.raises(SurgeryError, match="takes 41 examples at a time"):
+            Unfold("all", data=str(tmp_path / "d.npz"))(model)
+
     def test_old_operator_sets(self) -> None:
         with pytest.raises(SurgeryError, match="operator set 9 a Gemm must have a bias"):
             Unfold("a")(mlp(9))
@@ -124,6 +151,19 @@ class TestMergeLabels:
         after = run(model, ROW * 1000)[0]
         np.testing.assert_allclose(after[:, 0], before[:, :2].sum(1), atol=1e-6)
 
+    def test_only_a_star_stands_for_anything(self) -> None:
+        model = classifier()
+        set_labels(model, "y", ["cat [1]", "cat 1", "what?", "whats"])
+        apply(model, [{"merge_labels": {"pet": ["cat [1]"], "question": ["what?"]}}])
+        assert labels(model, "y") == ["pet", "cat 1", "question", "whats"]
+
+    def test_another_output_of_the_scores_is_not_merged_unseen(self) -> None:
+        signature = "(float[N,8] x) => (float[N,4] b, float[N,4] y)"
+        model = parse(signature, "b = Gemm<transB = 1>(x, w, c) y = Softmax(b)", {"w": [4, 8], "c": [4]})
+        set_labels(model, "y", NAMES)
+        with pytest.raises(SurgeryError, match="output 'b' is made from the same scores as 'y'"):
+            MergeLabels({"pet": ["cat", "dog"]}, output="y")(model)
+
     def test_maps_of_classes(self) -> None:
         signature = "(float[N,3,5,5] x) => (float[N,4,5,5] y)"
         model = parse(signature, "b = Conv(x, w) y = Softmax<axis = 1>(b)", {"w": [4, 3, 1, 1]})
@@ -138,6 +178,7 @@ class TestMergeLabels:
         [
             (mlp, {"a": ["b"]}, "has no labels"),
             (classifier, {"pet": ["cta"]}, "no label 'cta'; did you mean 'cat'"),
+            (classifier, {"cat": ["cat", "dog", "crat"]}, "no label 'crat'; did you mean"),
             (classifier, {"pet": ["cat"], "animal": ["c*"]}, "is in two groups"),
             (classifier, {"dog": ["cat", "car"]}, "would be there twice"),
             (lambda: classifier("y = Sigmoid(b)"), {"pet": ["cat", "dog"]}, "Sigmoid 'y' makes output 'y'"),
