@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,8 @@ def load_runtime() -> Any:
     Raises:
         SurgeryError: None is installed; the message names the extras that install one.
     """
+    root = logging.getLogger()
+    handlers = list(root.handlers)
     try:
         import onnxruntime
     except ImportError as error:
@@ -35,6 +38,7 @@ def load_runtime() -> Any:
             f"ONNX Runtime cannot be imported ({error}); install one of: pip install 'onnx-surgery[cpu]', [cuda], "
             "[stock] or [stock-cuda]"
         ) from error
+    root.handlers[:] = handlers  # the training build adds one, for everybody's messages
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime
 

@@ -1,7 +1,9 @@
-"""Sessions of models whose weights are in files."""
+"""The runtime, and sessions of models whose weights are in files."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -58,3 +60,10 @@ def test_dropout_stays_on_where_nobody_reads_its_mask(tmp_path: Path) -> None:
     run = session(load(tmp_path / "m.onnx"), ["CPUExecutionProvider"], threads=1)
     (y,) = run.run(None, {"x": np.ones((2, 1000), np.float32)})
     assert 0.4 < (y == 0).mean() < 0.6
+
+
+def test_the_runtime_leaves_messages_as_they_are() -> None:
+    """The training build, when imported, puts the time before everybody's messages."""
+    code = "import logging; from surgery.runtime import load_runtime; load_runtime(); logging.warning('plain')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "WARNING:root:plain"
