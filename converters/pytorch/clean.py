@@ -15,11 +15,13 @@ from onnx_ir.passes.common import (
 )
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
+from surgery.emit import initializer
 from surgery.marks import set_marks
 
 __all__ = ["clean"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_MODULE = "_empty_nn_module_stack"  # what the exporter calls the place of sizes that it computes
 _STATISTICS = ("running_mean", "running_var")
 _FOLDED = 2**16  # numbers; bigger constants are computed where they are used
 _OWNERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization")
@@ -131,10 +133,7 @@ def _simplify_reshape(graph: ir.Graph, node: ir.Node) -> None:
     if at == 0 and len(shape) == 2 and math.prod(d if isinstance(d, int) else 0 for d in features) == shape[1]:
         _replace(graph, node, ir.node("Flatten", [x], {"axis": 1}))
         return
-    value = ir.Value(name=f"{node.outputs[0].name}/shape", const_value=ir.tensor(shape, dtype=ir.DataType.INT64))
-    value.shape, value.type = ir.Shape([len(shape)]), ir.TensorType(ir.DataType.INT64)
-    graph.register_initializer(value)
-    node.replace_input_with(1, value)
+    node.replace_input_with(1, initializer(graph, f"{node.outputs[0].name}/shape", np.array(shape, np.int64)))
     node.attributes.pop("allowzero", None)
 
 
@@ -211,5 +210,5 @@ def _path(node: ir.Node) -> str:
     scopes = node.metadata_props.get(_SCOPES)
     if scopes is not None:
         found = [part.strip().strip("'\"") for part in scopes.strip("[]").split(",")]
-        return found[-2] if len(found) > 1 else ""
+        return found[-2] if len(found) > 1 and not found[-2].startswith(_NO_MODULE) else ""
     return ".".join(part for part in str(node.name).split("/")[1:-1])

@@ -43,6 +43,10 @@ _MODES: dict[Any, tuple[int, Any]] = {
         (2, False),
     ),
 }  # fmt: skip
+_ADAPTIVE = (
+    *(_aten.adaptive_avg_pool1d.default, _aten.adaptive_avg_pool2d.default, _aten.adaptive_avg_pool3d.default),
+    *(_aten.adaptive_max_pool1d.default, _aten.adaptive_max_pool2d.default, _aten.adaptive_max_pool3d.default),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -138,6 +142,7 @@ def _trace(
 
 def _export_program(program: torch.export.ExportedProgram, source: Path, dims: dict[str, dict[int, str]]) -> ir.Model:
     set_modes(program.graph_module, dropout=True)
+    _check_adaptive(program.graph_module, source)
     try:
         with _quiet():
             made = torch.onnx.export(
@@ -148,6 +153,20 @@ def _export_program(program: torch.export.ExportedProgram, source: Path, dims: d
     assert made is not None
     frozen = {name for name, tensor in program.named_parameters() if not tensor.requires_grad}
     return clean(made.model, {name for name, _ in program.named_parameters()}, frozen, dims)
+
+
+def _check_adaptive(module: torch.fx.GraphModule, source: Path) -> None:
+    """Refuses what torch.onnx (2.13) exports for the size that the example happens to have, without saying so."""
+    for node in module.graph.nodes:
+        if node.target not in _ADAPTIVE:
+            continue
+        sizes = [node.args[1]] if isinstance(node.args[1], int) else list(node.args[1])
+        free = [not isinstance(d, int) for d in node.args[0].meta["val"].shape[-len(sizes) :]]
+        if any(is_free and size != 1 for is_free, size in zip(free, sizes, strict=True)):
+            raise SurgeryError(
+                f"{source}: operator {node.name} pools an input of any size to {'x'.join(map(str, sizes))}, for which "
+                "ONNX has no operator; give the input's size, such as --shape 3x224x224"
+            )
 
 
 def set_modes(module: torch.fx.GraphModule, dropout: bool) -> None:

@@ -351,6 +351,17 @@ def test_what_cannot_be_converted(source: str, options: dict[str, Any], message:
         converters.convert(source, **options)
 
 
+def test_pooling_to_a_size_needs_the_inputs() -> None:
+    """The exporter writes it for the example's size alone: 224 would go through as it is, 256 with other numbers."""
+    with pytest.raises(
+        SurgeryError, match=r"adaptive_avg_pool2d pools an input of any size to 7x7.* --shape 3x224x224"
+    ):
+        converters.convert(f"{NETS}:Pooled", shape="3x?x?")
+    for options in ({"shape": "3x256x256"}, {"shape": "3x?x?", "arguments": {"size": 1}}):
+        model = converters.convert(f"{NETS}:Pooled", **options)
+        assert converters.verify(f"{NETS}:Pooled", model, **options).equal
+
+
 def test_options_that_a_file_does_not_take(program: Path, script: Path, tmp_path: Path) -> None:
     weights = tmp_path / "w.pth"
     torch.save({}, weights)
