@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
@@ -81,11 +83,22 @@ def _classes(output: ir.Value) -> int | None:
 
 
 def apply_preprocessing(model: ir.Model, how: Preprocessing) -> None:
-    """Says how images become the model's input: the only one, or the first with four axes."""
+    """Says how images become the model's input: the only one, or the first with four axes.
+
+    The layout is the model's, where its shape leaves no doubt: an option may have changed it.
+    """
     inputs = list(model.graph.inputs)
     images = [i for i in inputs if i.shape is not None and len(i.shape) == 4]
     for value in images[:1] or inputs[:1]:
-        set_preprocessing(model, str(value.name), how)
+        set_preprocessing(model, str(value.name), dataclasses.replace(how, layout=_layout(value, how)))
+
+
+def _layout(value: ir.Value, how: Preprocessing) -> Literal["NCHW", "NHWC"]:
+    if value.shape is None or len(value.shape) != 4:
+        return how.layout
+    channels = 1 if how.color == "gray" else 3
+    first, last = value.shape[1] == channels, value.shape[3] == channels
+    return how.layout if first == last else "NCHW" if first else "NHWC"
 
 
 def check(model: ir.Model, source: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
+import io
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,11 +291,64 @@ def test_a_card_is_whole(card: ZooCard) -> None:
         height_width = shape[1:] if card.input.layout == "NCHW" else shape[:2]
         assert card.preprocessing.size == height_width
         assert card.preprocessing.layout == card.input.layout
+    if card.preprocessing is not None or (card.labels is not None and card.labels.file is not None):
+        # They reach the model only where what is converted is a file that the folder's card.yaml names.
+        roles = {role: file.name for role, file in card.files.items() if role in ("definition", "weights")}
+        known = {*roles.values(), card.definition}
+        words = card.convert.replace("{folder}", "x").split()
+        sources = [word.partition("/")[2] or None for word in words if word.split("/")[0] == "x"]
+        assert any(source is None or source in known for source in sources)
     torchvision = re.fullmatch(
         r"[\w.-]+-([0-9a-f]{8})\.pth", card.files["weights"].name if "weights" in card.files else ""
     )
     if torchvision:  # which names its files by their digest
         assert card.files["weights"].sha256 == torchvision[1]
+
+
+def test_images_are_resized_as_published() -> None:
+    """As torchvision's weights say (`Weights.transforms()`), and fb.resnet.torch, TF-Slim and Caffe's examples do."""
+    how = {card.name: card.preprocessing for card in cards()}
+    found = {name: each.resize for name, each in how.items() if each is not None}
+    torchvision = {name: size for name, size in found.items() if name.startswith("torchvision_")}
+    others = {"torchvision_convnext_tiny": 236, "torchvision_inception_v3": 342, "torchvision_swin_t": 232}
+    assert torchvision == {name: others.get(name, 256) for name in torchvision}
+    assert {found[f"torch7_resnet{depth}"] for depth in (18, 34, 50, 101)} == {256}
+    assert {found[f"slim_{name}"] for name in ("vgg_16", "vgg_19", "resnet_v1_50")} == {256}
+    # The middle 0.875 of either side, stretched to the input.
+    assert (found["slim_inception_v1"], found["slim_inception_v3"]) == ((256, 256), (342, 342))
+    assert {found[f"caffe_{name}"] for name in ("alexnet", "caffenet", "googlenet", "flickr_style")} == {(256, 256)}
+    assert found["caffe_rcnn_ilsvrc13"] == (227, 227)  # a region, stretched whole
+
+
+def test_efficientnet_is_defined_as_its_weights_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras divides by the root of ImageNet's deviation once more where the weights are ImageNet's, and only there."""
+    from tests.converters.keras_checks import keras
+
+    module = sys.modules[keras.applications.EfficientNetB0.__module__]
+    monkeypatch.setattr(module.file_utils, "get_file", lambda *_, **__: "")
+    monkeypatch.setattr(keras.Model, "load_weights", lambda *_, **__: None)
+    made = re.search(r'python -c "(.*)"', find_card("keras_efficientnetb0").prepare[0])
+    assert made is not None
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        exec(made[1], {})
+    layers = json.loads(text.getvalue())["config"]["layers"]
+    scales = [layer["config"]["scale"] for layer in layers if layer["class_name"] == "Rescaling"]
+    assert scales[0] == pytest.approx(1 / 255)
+    assert scales[1] == pytest.approx([0.229**-0.5, 0.224**-0.5, 0.225**-0.5])
+
+
+def test_the_layout_is_the_models(tmp_path: Path, lenet_files: tuple[Path, Path]) -> None:
+    """What a card says of the file is not so any more where an option turned it around."""
+    how = {"color": "gray", "layout": "NHWC", "size": [28, 28]}
+    (tmp_path / "lenet.keras").write_bytes((lenet_files[0].parent / "formats" / "lenet.keras").read_bytes())
+    data = {"name": "LeNet", "files": {"definition": "lenet.keras"}, "preprocessing": how}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(data))
+    for layout, kept, shape in (("nchw", "NCHW", [1, 28, 28]), ("keras", "NHWC", [28, 28, 1])):
+        model = converters.convert(tmp_path, layout=layout)
+        found = preprocessing(model, str(model.graph.inputs[0].name))
+        assert found is not None
+        assert list(model.graph.inputs[0].shape or [])[1:] == shape
+        assert found.layout == kept
 
 
 def test_lenet_is_fetched_and_converted(
