@@ -82,13 +82,15 @@ def read_examples(
             input prepared as it says itself. Random numbers without.
         part: Which part of the data.
         shapes: ``input=8x3x224x224`` for random numbers.
-        count: How many examples.
+        count: How many examples; fewer where a model takes a fixed number at a time, which does not divide it.
         seed: Of the random numbers.
 
     Raises:
         SurgeryError: The data cannot be read or do not fit, or the models' inputs are not the same.
     """
     old, new = models
+    fixed = _fixed_batch(models) or 1
+    count = max(count // fixed, 1) * fixed
     names = _paired("input", [str(v.name) for v in old.graph.inputs], [str(v.name) for v in new.graph.inputs])
     if data is None:
         given = _random(old, shapes, count, seed)
@@ -97,8 +99,8 @@ def read_examples(
     else:
         arrays = _named_arrays(data, list(names)) if part is None else None
         if arrays is None:
-            return _prepared(old, data, part, count), _prepared(new, data, part, count)
-        given = {name: array[:count] for name, array in arrays.items()}
+            return _prepared(old, data, part, count, fixed), _prepared(new, data, part, count, fixed)
+        given = {name: array[: _whole(data, min(count, len(array)), fixed)] for name, array in arrays.items()}
     return given, {names[name]: array for name, array in given.items()}
 
 
@@ -122,11 +124,31 @@ def _named_arrays(data: Path, names: list[str]) -> Inputs | None:
         raise SurgeryError(f"{data}: is not a readable .npz file ({error})") from error
 
 
-def _prepared(model: ir.Model, data: Path, part: str | None, count: int) -> Inputs:
+def _fixed_batch(models: Sequence[ir.Model]) -> int | None:
+    """How many examples a model takes at a time, where it takes no other number of them."""
+    for model in models:
+        sizes = {
+            value.shape[0] if value.shape is not None and len(value.shape) else None for value in model.graph.inputs
+        }
+        (size,) = sizes if len(sizes) == 1 else (None,)
+        if isinstance(size, int) and size > 0:
+            return size
+    return None
+
+
+def _whole(data: Path, count: int, fixed: int) -> int:
+    """How many examples are whole batches."""
+    if count < fixed:
+        raise SurgeryError(f"{data}: has {count} examples, but a model takes {fixed} at a time")
+    return count - count % fixed
+
+
+def _prepared(model: ir.Model, data: Path, part: str | None, count: int, fixed: int) -> Inputs:
     from surgery.data import open_part
 
     examples = open_part(data, model, part)
-    for inputs, *_ in examples.subset(np.arange(min(count, len(examples)))).batches(count):
+    count = _whole(data, min(count, len(examples)), fixed)
+    for inputs, *_ in examples.subset(np.arange(count)).batches(count):
         return inputs if isinstance(inputs, dict) else {str(model.graph.inputs[0].name): inputs}
     raise SurgeryError(f"{data}: has no examples")
 
@@ -191,9 +213,7 @@ def _batch_size(models: tuple[ir.Model, ir.Model], inputs: tuple[Inputs, Inputs]
     arrays = [array for given in inputs for array in given.values()]
     if any(not array.ndim for array in arrays) or len({len(array) for array in arrays}) != 1:
         return None
-    shapes = [value.shape for model in models for value in model.graph.inputs]
-    fixed = [shape[0] for shape in shapes if shape is not None and len(shape) and isinstance(shape[0], int)]
-    return fixed[0] if fixed else wanted
+    return _fixed_batch(models) or wanted
 
 
 def _outputs(model: ir.Model, inputs: Inputs, size: int | None) -> Iterator[dict[str, np.ndarray]]:
@@ -206,7 +226,7 @@ def _outputs(model: ir.Model, inputs: Inputs, size: int | None) -> Iterator[dict
         try:
             yield dict(zip(names, run.run(None, batch), strict=True))
         except Exception as error:
-            raise SurgeryError(f"the model does not run: {str(error).strip().splitlines()[0]}") from error
+            raise SurgeryError(f"the model does not run: {' '.join(str(error).split())[:400]}") from error
 
 
 def _compare(into: OutputDifference, old: Any, new: Any, rtol: float, atol: float) -> None:

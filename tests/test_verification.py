@@ -108,6 +108,20 @@ def test_a_fixed_batch_is_kept() -> None:
     assert "the same on 8 examples" in run("verify", "a.onnx", "fixed.onnx", "--data", "x.npz").stdout
 
 
+def test_examples_that_are_no_whole_batches_are_left_out() -> None:
+    save(parse("(float[3,8] x) => (float[3,8] y)", "a = Relu(x) y = Add(a, w)", {"w": [8]}), "three.onnx")
+    save(parse("(float[N,8] x) => (float[N,8] y)", "a = Relu(x) y = Add(a, w)", {"w": [8]}), "any.onnx")
+    np.savez("x.npz", x=np.ones((8, 8), np.float32))
+    np.savez("xy.npz", x_test=np.ones((8, 8), np.float32), y_test=np.zeros((8, 8), np.float32))
+    assert "the same on 63 random examples" in run("verify", "any.onnx", "three.onnx").stdout
+    for data in ("x.npz", "xy.npz"):
+        assert "the same on 6 examples" in run("verify", "any.onnx", "three.onnx", "--data", data).stdout
+    np.savez("x.npz", x=np.ones((2, 8), np.float32))
+    assert "has 2 examples, but a model takes 3 at a time" in fails(
+        "verify", "any.onnx", "three.onnx", "--data", "x.npz"
+    )
+
+
 def test_what_cannot_be_compared() -> None:
     save(shifted(1), "one.onnx")
     out = run("verify", "a.onnx", "one.onnx", code=1).stdout
