@@ -190,7 +190,7 @@ class Checkpoints:
                 raise SurgeryError(f"{self.folder}: that training diverged; begin anew with a lower learning rate")
             self._best_epoch = state.best_epoch
             return state
-        if not state.ending:
+        if state.ending in ("", "interrupted"):
             raise SurgeryError(
                 f"{self.folder} holds an unfinished training (epoch {state.epoch}, step {state.step}); --resume "
                 "(resume=True) goes on with it, --restart (Checkpoints(…, restart=True)) begins anew"

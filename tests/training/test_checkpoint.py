@@ -238,6 +238,20 @@ def train_on(**other: Any) -> Callable[[Path], Any]:
     return lambda folder: surgery.train(model, examples, checkpoints=folder, resume=True, **how)
 
 
+def test_one_that_was_interrupted_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    """Ctrl-C says that --resume goes on; a forgotten one removed all that there was."""
+
+    class Press(Callback):
+        def on_step_end(self, epoch: int, step: int, loss: float) -> None:
+            if (epoch, step) == (2, 2):
+                raise KeyboardInterrupt
+
+    assert train(checkpoints=tmp_path, callbacks=[Press()]).ending == "interrupted"
+    with pytest.raises(SurgeryError, match=r"unfinished training \(epoch 2, step 0\); --resume"):
+        train(checkpoints=tmp_path)
+    assert train(checkpoints=Checkpoints(tmp_path, restart=True)).ending == "finished"
+
+
 def test_an_unfinished_training_is_not_overwritten_unasked(tmp_path: Path) -> None:
     _interrupted(tmp_path)
     with pytest.raises(SurgeryError, match=r"unfinished training \(epoch 3, step 0\).*--resume.*--restart"):
