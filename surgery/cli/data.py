@@ -44,6 +44,11 @@ def data_notes(
             f"validation: {settings.validation:g} is not used, as the data bring {len(held):,} examples to watch; "
             "--validation splits some off instead"
         )
+    if settings.metrics and not settings.validation and (held is None or validation is not None):
+        notes.append(
+            f"metrics: {', '.join(settings.metrics)} left out, as they are of examples to watch and there are none; "
+            "--validation 0.2 splits some off"
+        )
     targets = data.targets
     if not isinstance(targets, dict) and np.issubdtype(targets.dtype, np.integer) and targets.ndim == 1:
         output = find_output(model, settings.output)

@@ -212,6 +212,12 @@ class TrainSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _something_to_regularize(self) -> TrainSettings:
+        if self.regularization and self.weight_decay is None and not self.optimizer.default_decay:
+            raise ValueError(f"regularization: {self.regularization} says how weight_decay works; say how much that is")
+        return self
+
+    @model_validator(mode="after")
     def _epochs_of_phases(self) -> TrainSettings:
         if self.phases is not None:
             total = sum(phase.epochs for phase in self.phases)

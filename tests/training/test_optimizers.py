@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 import surgery
+from surgery.errors import SurgeryError
 from surgery.marks import set_marks
 from surgery.training.callbacks import Callback
 from surgery.training.checkpoint import Checkpoints
 from surgery.training.optimizers import MovingAverage, Sgd, chain
 from surgery.training.runner import Evaluation, Training
-from surgery.training.settings import TrainSettings
+from surgery.training.settings import TrainSettings, changed
 from surgery.training.step import evaluation_step, training_step
 from tests.nets import Residual, batches, graph_with_input, model_of, parameter, residual
 
@@ -219,6 +220,15 @@ def test_clipped_gradients_follow_pytorch(settings: dict[str, Any], clip: Callab
     training = train(twin(net), rate=0.1, weight_decay=0.001, **settings)
     torch_train(net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.001), before=lambda: clip(net))
     same(training, net)
+
+
+def test_regularization_of_nothing_is_told() -> None:
+    """Without weight_decay it did nothing, silently."""
+    for how in ({"regularization": "l1"}, {"regularization": "decoupled", "optimizer": "lion"}):
+        with pytest.raises(SurgeryError, match="how weight_decay works; say how much"):
+            changed(TrainSettings(), how)
+    changed(TrainSettings(), {"regularization": "l2", "optimizer": "adamw"})
+    changed(TrainSettings(), {"regularization": "l2", "weight_decay": 0})
 
 
 def test_l1_and_regularization_of_a_layer_are_terms_of_the_loss() -> None:
