@@ -129,9 +129,14 @@ class _FineTuner(BaseEstimator):
         if self.max_norm is not None:
             passes.append({"max_norm": _plain(self.max_norm)})
         apply_recipe(Recipe(passes=passes), network)
-        end = str(find_output(network, settings.output).name)
-        if names and labels(network, end) is None:
-            set_labels(network, end, names)
+        end = find_output(network, settings.output)
+        have = end.shape[1] if end.shape is not None and len(end.shape) > 1 else None
+        if names and isinstance(have, int) and have != units:
+            raise SurgeryError(
+                f"output {end.name!r} has {have} units for {units} classes; leave replace_head out or mend it"
+            )
+        if names and labels(network, str(end.name)) is None:
+            set_labels(network, str(end.name), names)
         return network
 
     def _predicted(self, X: Any) -> np.ndarray:

@@ -269,3 +269,11 @@ def test_features_in_bytes_are_features_like_others() -> None:
     as_bytes, as_floats = (Classifier(epochs=3, random_state=0).fit(some, y) for some in (x, x.astype(np.float32)))
     np.testing.assert_allclose(as_bytes.predict_proba(x), as_floats.predict_proba(x), atol=1e-6)
     np.testing.assert_allclose(as_bytes.predict_proba(x.astype(float)), as_floats.predict_proba(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("units", [9, 11])
+def test_a_head_with_other_units_than_there_are_classes_is_refused(units: int) -> None:
+    data = digits(20)
+    classifier = Classifier(lenet(torch_lenet()), passes=[{"replace_head": units}], epochs=1)
+    with pytest.raises(SurgeryError, match=f"has {units} units for 10 classes"):
+        classifier.fit(data["x_train"], data["y_train"])
