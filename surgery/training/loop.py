@@ -127,7 +127,7 @@ class Loop:
             self._steps,
             len(self.data),
             len(self.stage.held or ()),
-            sum(step.initial[name].size for name in step.weights),
+            step.size,
             [term.loss.name for term in step.terms],
             step.measures[1:],
             training.device,

@@ -101,10 +101,9 @@ class Stages:
             )
             watch = Evaluation(graph, self._providers, training)
         if len(self._phases) > 1:
-            size = sum(step.initial[name].size for name in step.weights)
             notes = [
-                f"phase {number + 1} of {len(self._phases)}: {phase.epochs} epochs, {size:,} parameters, learning rate "
-                f"{rate:g}",
+                f"phase {number + 1} of {len(self._phases)}: {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}, "
+                f"{step.size:,} parameters, learning rate {rate:g}",
                 *notes,
             ]
         before = sum(p.epochs for p in self._phases[:number])

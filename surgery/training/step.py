@@ -42,6 +42,7 @@ class Step:
             empty for an evaluation.
         initial: The first value of every carried input; weights share the model's memory and are not to be written to.
         weights: Which of them belong to the model: parameters and running statistics.
+        statistics: Which of these are running statistics.
         averages: The carried input that has a weight's moving average, by the weight's name.
         update: Where gradients are accumulated, the graph that updates the parameters; it carries them, the state and
             the sums, and this one the sums and running statistics.
@@ -54,8 +55,14 @@ class Step:
     carried: dict[str, str]
     initial: dict[str, np.ndarray]
     weights: list[str]
+    statistics: list[str] = dataclasses.field(default_factory=list)
     averages: dict[str, str] = dataclasses.field(default_factory=dict)
     update: Step | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers gradients change."""
+        return sum(self.initial[name].size for name in set(self.weights) - set(self.statistics))
 
 
 def _training_mode(forward: Forward, seed: int, runs: int) -> dict[str, ir.Value]:
@@ -226,4 +233,5 @@ def _finish(forward: Forward, carried: dict[str, str], states: dict[str, np.ndar
         carried,
         initial,
         [p.name or "" for p in weights],
+        [p.name or "" for p in forward.statistics],
     )

@@ -15,6 +15,7 @@ from surgery.data import Dataset
 from surgery.errors import SurgeryError
 from surgery.marks import labels, set_marks
 from surgery.training.callbacks import Callback, JsonLines, Plan
+from surgery.training.forward import trainable_parameters
 from surgery.training.history import Record, read_history
 from surgery.training.losses import strip_activation
 from surgery.training.settings import TrainSettings
@@ -80,6 +81,19 @@ def test_the_last_batch_may_be_smaller(model: ir.Model) -> None:
     assert recorder.events == ["begin", "1.1", "1.2", "1.3", "epoch 1", "end"]
     assert recorder.plan is not None
     assert (recorder.plan.steps, recorder.plan.examples, recorder.plan.metrics) == (3, 37, ["accuracy"])
+
+
+def test_running_statistics_are_not_counted_as_parameters(model: ir.Model) -> None:
+    recorder, notes = Recorder(), []
+    recorder.on_note = notes.append  # type: ignore[method-assign]
+    trained = sum(p.const_value.numpy().size for p in trainable_parameters(model))  # type: ignore[union-attr]
+    everything = sum(v.const_value.numpy().size for v in model.graph.initializers.values())  # type: ignore[union-attr]
+    phases = [{"epochs": 1}, {"epochs": 1}]
+    for accumulate in (1, 2):
+        surgery.train(model, data(8), phases=phases, callbacks=[recorder], accumulate=accumulate)
+        assert recorder.plan is not None
+        assert recorder.plan.parameters == trained < everything
+        assert f"phase 2 of 2: 1 epoch, {trained:,} parameters" in notes[-1]
 
 
 def test_a_validation_share_is_watched_and_the_best_epoch_kept(model: ir.Model) -> None:

@@ -93,8 +93,8 @@ def test_each_phase_trains_its_layers_and_tells_so() -> None:
     phases = [{"epochs": 1, "train": "head"}, {"epochs": 1, "train": {"last": 3}, "learning_rate": "×0.1"}]
     result = surgery.train(model, data(), phases=phases, learning_rate=0.02, callbacks=[watch], cache=False)
     assert watch.notes == [
-        "phase 1 of 2: 1 epochs, 36 parameters, learning rate 0.02",
-        "phase 2 of 2: 1 epochs, 644 parameters, learning rate 0.002",
+        "phase 1 of 2: 1 epoch, 36 parameters, learning rate 0.02",
+        "phase 2 of 2: 1 epoch, 628 parameters, learning rate 0.002",
     ]
     after = arrays(result.model)
     same = {name for name, array in before.items() if np.array_equal(array, after[name])}
