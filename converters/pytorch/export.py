@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import onnx
 import onnx_ir as ir
@@ -194,7 +195,8 @@ def _export_script(
     frozen = {name for name, tensor in script.named_parameters() if not tensor.requires_grad}
     file = io.BytesIO()
     try:
-        with _quiet():
+        # Of a network that it cannot export, it would print the whole graph.
+        with _quiet(), mock.patch.object(torch._C, "_jit_onnx_log"):
             torch.onnx.export(
                 script,
                 tuple(inputs.values()),
@@ -209,6 +211,9 @@ def _export_script(
     except Exception as error:
         raise SurgeryError(f"{source}: torch.onnx cannot export it ({first_line(error)})") from error
     model = ir.from_proto(onnx.load_from_string(file.getvalue()))
+    for node in model.graph:  # its names of sizes are wrong: of an image's height, it says that it is the batch
+        for value in node.outputs:
+            value.shape = value.shape and ir.Shape([d if isinstance(d, int) else None for d in value.shape])
     return clean(model, {name for name, _ in script.named_parameters()}, frozen, dims)
 
 

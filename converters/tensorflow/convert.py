@@ -61,7 +61,7 @@ def convert_tensorflow(
     from converters.options import input_shapes
     from converters.tensorflow.translate import translate
 
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise SurgeryError(f"batch is {batch!r} and must be a whole number, 1 or more")
     ends = [names(given, what) for given, what in ((inputs, "inputs"), (outputs, "outputs"))]
     return translate(source, ends[0], ends[1], signature, input_shapes(shape), batch)

@@ -58,7 +58,7 @@ def convert_torch7(
     from converters.torch7.build import Builder
     from converters.torch7.read import read
 
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise SurgeryError(f"batch is {batch!r} and must be a whole number, 1 or more")
     network = _network(source, read(source), key)
     numbers = source.stat().st_size  # no number takes less than a byte

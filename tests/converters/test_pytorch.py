@@ -312,3 +312,13 @@ def test_weights_of_another_network(tmp_path: Path, change: Any, message: str) -
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(SurgeryError, match=message):
         converters.convert(f"{NETS}:small", weights=tmp_path / "w.pth", shape=SHAPE)
+
+
+def test_sizes_of_a_script_are_not_called_the_batch(tmp_path: Path) -> None:
+    """PyTorch's exporter does that to the height behind a padding that it computes."""
+    path = tmp_path / "padded.pt"
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect"))
+    torch.jit.script(torch.nn.Sequential(network, torch.nn.PixelShuffle(2))).save(str(path))
+    shape = converters.convert(path, shape="3x8x8").graph.outputs[0].shape
+    assert shape is not None
+    assert len({str(d) for d in shape}) == 4

@@ -21,7 +21,7 @@ import converters
 from converters.pytorch.program import _is_arithmetic
 from surgery.errors import SurgeryError
 from tests.cli.test_cli import fails
-from tests.converters.pytorch_nets import Two, small
+from tests.converters.pytorch_nets import Pooled, Two, small
 
 NETS = "tests.converters.pytorch_nets"
 SHAPE = "3x16x16"
@@ -360,6 +360,14 @@ def test_pooling_to_a_size_needs_the_inputs() -> None:
     for options in ({"shape": "3x256x256"}, {"shape": "3x?x?", "arguments": {"size": 1}}):
         model = converters.convert(f"{NETS}:Pooled", **options)
         assert converters.verify(f"{NETS}:Pooled", model, **options).equal
+
+
+def test_a_script_that_cannot_be_exported_is_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "pooled.pt"
+    torch.jit.trace(Pooled(), torch.randn(1, 3, 256, 256)).save(str(path))
+    with pytest.raises(SurgeryError, match=r"torch\.onnx cannot export it .*adaptive_avg_pool2d"):
+        converters.convert(path, shape="3x256x256")
+    assert "graph(" not in "".join(capfd.readouterr())
 
 
 def test_options_that_a_file_does_not_take(program: Path, script: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_graphs_that_cannot_be_converted(tmp_path: Path) -> None:
     refused(path, r"has no output 'Out'; did you mean 'out'", outputs=["Out"])
     refused(path, "no signatures", signature="serving_default")
     refused(path, "no input takes the shape for y; it has x", shape="y=3")
-    for option in ({"batch": 0}, {"inputs": 3}, {"outputs": []}, {"weights": path}):
+    for option in ({"batch": 0}, {"batch": True}, {"inputs": 3}, {"outputs": []}, {"weights": path}):
         with pytest.raises(SurgeryError, match=next(iter(option))):
             convert(path, **option)
 

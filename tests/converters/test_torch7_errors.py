@@ -205,6 +205,7 @@ def test_networks_that_cannot_be(tmp_path: Path, net: Obj, message: str) -> None
     ({"shape": "data=3"}, "no input takes the shape for data"),
     ({"shape": "0"}, "would have the shape 0"),
     ({"batch": 0}, "batch"),
+    ({"batch": True}, "batch"),
     ({"key": "model"}, "no entry 'model'"),
     ({"custom": 5}, "module:function"),
     ({"weights": Path(__file__)}, "no option 'weights'"),
