@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from converters.options import Dim
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 
-__all__ = ["BaseContext"]
+__all__ = ["BaseContext", "unique_name"]
 
 _MOST_NUMBERS = 2**40  # of one value
 
@@ -88,3 +89,12 @@ class BaseContext(ABC):
                     parts.append(self.op.constant([-1]))
             shape = self.op.Concat(*parts, axis=0)
         return self.shaped(self.op.Reshape(value, shape), dims)
+
+
+def unique_name(name: str, taken: Counter[str]) -> str:
+    """Returns `name`, or with a number behind where `taken` has it; counts it there."""
+    taken[name] += 1
+    while taken[name] > 1:
+        name = f"{name}_{taken[name]}"
+        taken[name] += 1
+    return name

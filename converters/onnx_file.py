@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from converters.registry import converter, reference
+from surgery.emit import initializer
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes, load
 from surgery.marks import Marks, marks
@@ -105,10 +106,7 @@ def _broadcast(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _constant(graph: ir.Graph, name: str, numbers: Sequence[int]) -> ir.Value:
-    tensor = ir.tensor(np.array(numbers, np.int64), name=name)
-    value = ir.Value(name=name, shape=ir.Shape([len(numbers)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return initializer(graph, name, np.array(numbers, np.int64))
 
 
 def _upgrade(model: ir.Model, source: Path, version: int) -> ir.Model:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Emitter"]
+__all__ = ["Emitter", "initializer"]
 
 Operand = ir.Value | np.ndarray | float | int | None
 
@@ -29,6 +29,13 @@ def _result(op_type: str, values: Sequence[ir.Value | None], attributes: Mapping
         return attributes["value"].dtype if "value" in attributes else None
     source = values[_LIKE_INPUT.get(op_type, 0)] if values else None
     return None if source is None else source.dtype
+
+
+def initializer(graph: ir.Graph, name: str, data: np.ndarray) -> ir.Value:
+    """Makes `data` an initializer of `graph`; nothing in it may have that name."""
+    value = ir.val(name, const_value=ir.tensor(data, name=name))
+    graph.register_initializer(value)
+    return value
 
 
 class Emitter:
@@ -114,13 +121,5 @@ class Emitter:
             array = np.asarray(data, np.int64 if not isinstance(data, float) else np.float32)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
-            name = self.fresh("constant")
-            value = ir.Value(
-                name=name,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-                const_value=ir.tensor(array, name=name),
-            )
-            self.graph.register_initializer(value)
-            self._constants[key] = value
+            self._constants[key] = initializer(self.graph, self.fresh("constant"), array)
         return self._constants[key]

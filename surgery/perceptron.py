@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from surgery.emit import Emitter
+from surgery.emit import Emitter, initializer
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.passes.initializers import initialize
 
@@ -35,12 +35,7 @@ def perceptron(
 
     def dense(value: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
         first = {"weight": initialize("glorot", shape, seed, name), "bias": np.zeros(shape[0])}
-        parameters = []
-        for role, array in first.items():
-            tensor = ir.tensor(array.astype(np.float32), name=f"{name}.{role}")
-            parameters.append(ir.Value(name=tensor.name, shape=ir.Shape(array.shape), const_value=tensor))
-            parameters[-1].type = ir.TensorType(ir.DataType.FLOAT)
-            graph.register_initializer(parameters[-1])
+        parameters = [initializer(graph, f"{name}.{role}", a.astype(np.float32)) for role, a in first.items()]
         return op.Gemm(value, *parameters, transB=1, _name=name)
 
     mean, spread = (f(examples.astype(np.float64), axis=0) for f in (np.mean, np.std))

@@ -17,6 +17,7 @@ from converters.caffe.parameters import Parameters
 from converters.caffe.phases import DATA_LAYERS, included
 from converters.caffe.read import Source
 from converters.caffe.transform import find_mean, find_transformation, preprocessing
+from converters.context import unique_name
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError, nearest
 from surgery.io import IR_VERSION, MAX_OPSET
@@ -162,7 +163,7 @@ class Builder:
         if not named and tops and (producer := tops[0].producer()) in new:
             named = [producer]
         for node in reversed(new):
-            node.name = _unique(layer.name if node in named else str(node.name), self._node_names)
+            node.name = unique_name(layer.name if node in named else str(node.name), self._node_names)
 
     def reads(self, top: str) -> int:
         """How many layers read what `top` holds at this layer."""
@@ -201,7 +202,7 @@ class Builder:
             )
             node = next(same, None)
             if node is None:
-                value = getattr(self.op, op_type)(x, _name=_unique(layer.name, self._node_names), **attributes)
+                value = getattr(self.op, op_type)(x, _name=unique_name(layer.name, self._node_names), **attributes)
                 value.shape, value.type = x.shape, ir.TensorType(ir.DataType.FLOAT)
             else:
                 value = node.outputs[0]
@@ -242,7 +243,7 @@ class Builder:
 
     def unique(self, name: str) -> str:
         """Returns `name` for a value, with a number behind it where another has it; it is taken from now on."""
-        return _unique(name, self._value_names)
+        return unique_name(name, self._value_names)
 
     def _finish(self, model: ir.Model) -> None:
         """Declares the outputs, drops what leads to none, and names values by their tops."""
@@ -254,7 +255,7 @@ class Builder:
         taken: set[ir.Value] = set()
         for name, value in [*unread, *((name, value) for value, name in self._declared.items())]:
             if value.is_graph_input() or value.is_initializer() or value in taken:
-                dims, value = value.shape, self.op.Identity(value, _name=_unique(name, self._node_names))
+                dims, value = value.shape, self.op.Identity(value, _name=unique_name(name, self._node_names))
                 value.shape, value.type = dims, ir.TensorType(ir.DataType.FLOAT)
                 self._wanted[value] = name
             taken.add(value)
@@ -299,14 +300,6 @@ class Builder:
                 top, node = self._wanted.get(value), value.producer()
                 assert node is not None
                 value.name = self.unique(f"{top}/{node.name}" if top else str(value.name))
-
-
-def _unique(name: str, taken: Counter[str]) -> str:
-    taken[name] += 1
-    while taken[name] > 1:
-        name = f"{name}_{taken[name]}"
-        taken[name] += 1
-    return name
 
 
 def _count_reads(layers: Sequence[LayerParameter]) -> Counter[tuple[str, int]]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from converters.caffe.caffe_pb2 import FillerParameter, LayerParameter
 from converters.caffe.fillers import FILLERS, fill, least_rank
 from converters.caffe.read import Source
+from surgery.emit import initializer
 from surgery.errors import SurgeryError, nearest
 
 if TYPE_CHECKING:
@@ -118,15 +119,7 @@ class Parameters:
 
     def add(self, c: Context, role: str, data: np.ndarray) -> ir.Value:
         """Registers an initializer ``<layer>.<role>``."""
-        name = c.builder.unique(f"{c.name}.{role}")
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(data.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(data.dtype)),
-            const_value=ir.tensor(data, name=name),
-        )
-        self._graph.register_initializer(value)
-        return value
+        return initializer(self._graph, c.builder.unique(f"{c.name}.{role}"), data)
 
     def _fill(self, c: Context, role: str, shape: tuple[int, ...], filler: FillerParameter) -> np.ndarray:
         if self._source.weights:

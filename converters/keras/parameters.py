@@ -12,6 +12,7 @@ import onnx_ir as ir
 from converters.keras.hdf5 import Array
 from converters.keras.network import Layer
 from converters.keras.weights import Weights
+from surgery.emit import initializer
 from surgery.marks import Constraint, set_marks
 
 if TYPE_CHECKING:
@@ -130,15 +131,7 @@ class Parameters:
         while unique in self._names:
             unique, count = f"{name}_{count}", count + 1
         self._names.add(unique)
-        array = np.ascontiguousarray(data)
-        value = ir.Value(
-            name=unique,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.tensor(array, name=unique),
-        )
-        self._graph.register_initializer(value)
-        return value
+        return initializer(self._graph, unique, np.ascontiguousarray(data))
 
     def _mark(self, c: Context, value: ir.Value, variable: str, axes: dict[int, int]) -> None:
         if not c.layer.trainable:

@@ -16,9 +16,11 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 
+from converters.context import unique_name
 from converters.tensorflow.padding import make_explicit
 from converters.tensorflow.parameters import name_parameters
 from converters.tensorflow.source import Source
+from surgery.emit import initializer
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 
@@ -133,10 +135,7 @@ def _keep_batch(graph: ir.Graph) -> None:
         name = f"{node.name}/shape"
         while name in graph.initializers:
             name += "_"
-        new = ir.Value(name=name, const_value=ir.tensor(np.array([0, *sizes[1:]], np.int64), name=name))
-        new.shape, new.type = ir.Shape([len(sizes)]), ir.TensorType(ir.DataType.INT64)
-        graph.register_initializer(new)
-        node.replace_input_with(1, new)
+        node.replace_input_with(1, initializer(graph, name, np.array([0, *sizes[1:]], np.int64)))
     for value in [v for v in graph.initializers.values() if not v.uses()]:
         del graph.initializers[str(value.name)]
 
@@ -185,15 +184,7 @@ def _name_nodes(graph: ir.Graph, scopes: Mapping[ir.Node, str]) -> None:
             name = f"{name}/{node.op_type.lower()}"
         elif node.op_type == "Dropout":  # TensorFlow has several operators in its scope
             name = name.rpartition("/")[0] or name
-        node.name = _unique(name, taken)
+        node.name = unique_name(name, taken)
         for index, output in enumerate(node.outputs):
             if not output.is_graph_output():
                 output.name = f"{node.name}:{index}" if index or node.name in values else node.name
-
-
-def _unique(name: str, taken: Counter[str]) -> str:
-    taken[name] += 1
-    while taken[name] > 1:
-        name = f"{name}_{taken[name]}"
-        taken[name] += 1
-    return name

@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from converters.context import unique_name
 from converters.options import Dim
 from converters.torch7.context import PACKAGES, Context, ModuleFunction, Nested, find_module, known_types
 from converters.torch7.inputs import NestedDims, find_dims
 from converters.torch7.objects import Tensor, TorchObject
-from surgery.emit import Emitter
+from surgery.emit import Emitter, initializer
 from surgery.errors import SurgeryError, nearest
 from surgery.io import IR_VERSION, MAX_OPSET
 
@@ -168,10 +169,10 @@ class Builder:
         if not named and result is not None and (producer := result.producer()) in new:
             named = [producer]
         for node in reversed(new):
-            node.name = _unique(name if node in named else str(node.name), self._names)
+            node.name = unique_name(name if node in named else str(node.name), self._names)
             node.meta["final"] = True
             for index, output in enumerate(node.outputs):
-                output.name = _unique(f"{node.name}.{index}" if index else node.name, self._value_names)
+                output.name = unique_name(f"{node.name}.{index}" if index else node.name, self._value_names)
 
     def parameter(self, c: Context, tensor: Tensor, role: str, shape: tuple[int, ...]) -> ir.Value:
         """See `Context.parameter`."""
@@ -189,15 +190,7 @@ class Builder:
         self._left -= data.size
         if self._left < 0:
             raise SurgeryError(f"{self.path}: its tensors have more numbers than are in the file")
-        name = _unique(name, self._value_names)
-        value = ir.Value(
-            name=name,
-            shape=ir.Shape(data.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(data.dtype)),
-            const_value=ir.tensor(data, name=name),
-        )
-        self.graph.register_initializer(value)
-        return value
+        return initializer(self.graph, unique_name(name, self._value_names), data)
 
     def unknown_dim(self) -> str:
         """A new name for a dimension of which nothing is known."""
@@ -213,7 +206,7 @@ class Builder:
             if value.is_graph_input() or value.is_initializer() or value in self.graph.outputs:
                 dims, value = value.shape, self.op.Identity(value)
                 value.shape, value.type = dims, ir.TensorType(ir.DataType.FLOAT)
-            value.name = _unique("output" if len(outputs) == 1 else f"output{index}", self._value_names)
+            value.name = unique_name("output" if len(outputs) == 1 else f"output{index}", self._value_names)
             self.graph.outputs.append(value)
 
 
@@ -227,11 +220,3 @@ def _flat(nested: Nested) -> Iterator[ir.Value]:
 
 def _count(dims: NestedDims) -> int:
     return sum(map(_count, dims)) if isinstance(dims, list) else 1
-
-
-def _unique(name: str, taken: Counter[str]) -> str:
-    taken[name] += 1
-    while taken[name] > 1:
-        name = f"{name}_{taken[name]}"
-        taken[name] += 1
-    return name

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from surgery.emit import initializer
 from surgery.io import IR_VERSION
 
 __all__ = ["constant_value", "fold_shapes"]
@@ -41,10 +42,7 @@ def fold_shapes(graph: ir.Graph, varying: Collection[str]) -> bool:
         array = None if output.is_graph_output() else constant_value(output, varying)
         if array is None:
             continue
-        name = f"{output.name}/constant"
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        graph.register_initializer(value)
-        output.replace_all_uses_with(value)
+        output.replace_all_uses_with(initializer(graph, f"{output.name}/constant", array))
         changed = True
     return changed
 

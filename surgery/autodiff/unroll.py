@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.autodiff.constants import constant_value
+from surgery.emit import initializer
 from surgery.errors import SurgeryError
 
 __all__ = ["Splicer", "inline_if", "unroll_loop", "unroll_scan"]
@@ -53,10 +54,7 @@ class Splicer:
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """An initializer."""
-        name = self.fresh("constant")
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self.graph.register_initializer(value)
-        return value
+        return initializer(self.graph, self.fresh("constant"), array)
 
     def ints(self, numbers: Sequence[int]) -> ir.Value:
         """An initializer of int64."""
