@@ -250,4 +250,4 @@ def _compare(into: OutputDifference, old: Any, new: Any, rtol: float, atol: floa
     into.values += a.size
     into.outside += int((~(gap <= atol + rtol * np.abs(x)) & ~equal).sum())
     into.absolute = max(into.absolute, float(gap.max(initial=0)))
-    into.relative = max(into.relative, float(np.nan_to_num(share, nan=math.inf).max(initial=0)))
+    into.relative = max(into.relative, float(np.where(np.isnan(share), math.inf, share).max(initial=0)))

@@ -166,3 +166,14 @@ def test_names_are_not_markup() -> None:
     found = diff(cnn(), new)
     assert "<script>" not in page(found, "<b>", "new")
     assert "<script>" in text(found).plain
+
+
+def test_a_number_that_became_none_is_infinitely_far() -> None:
+    old, new = mlp(), mlp()
+    array = np.zeros(4, np.float32)
+    old.graph.initializers["b.bias"].const_value = ir.tensor(array, name="b.bias")
+    array = np.array([0, np.nan, 0, 0], np.float32)
+    new.graph.initializers["b.bias"].const_value = ir.tensor(array, name="b.bias")
+    (change,) = next(item for item in diff(old, new)["layers"] if item["name"] == "b")["changes"]
+    assert (change["changed"], change["largest"], change["distance"]) == (1, np.inf, np.inf)
+    assert "1 of 4 numbers, at most inf" in text(diff(old, new)).plain

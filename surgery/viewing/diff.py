@@ -251,8 +251,8 @@ class Comparison:
         size: How many numbers there are.
         old_norm: The L2 norm of the old.
         new_norm: The L2 norm of the new.
-        distance: The L2 norm of the difference.
-        largest: The largest difference of one number.
+        distance: The L2 norm of the difference; infinite where a number became none.
+        largest: The largest difference of one number; likewise.
     """
 
     changed: int
@@ -281,8 +281,11 @@ def compare_arrays(old: np.ndarray, new: np.ndarray) -> Comparison:
     a, b = old.reshape(-1), new.reshape(-1)
     for start in range(0, a.size, _CHUNK):
         x, y = a[start : start + _CHUNK].astype(np.float64), b[start : start + _CHUNK].astype(np.float64)
-        gap = y - x
-        changed += int(((x != y) & ~(np.isnan(x) & np.isnan(y))).sum())
+        equal = (x == y) | (np.isnan(x) & np.isnan(y))
+        with np.errstate(invalid="ignore"):
+            gap = np.where(equal, 0.0, y - x)
+        gap[np.isnan(gap)] = math.inf  # a number, and none
+        changed += int((~equal).sum())
         sums += x @ x, y @ y, gap @ gap
         largest = max(largest, float(np.abs(gap).max()))
     was, becomes, distance = (float(s) for s in np.sqrt(sums))
