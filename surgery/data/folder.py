@@ -23,6 +23,11 @@ __all__ = ["MEMORY", "class_names", "decoded", "folder_parts", "from_folder"]
 MEMORY = 2 * 10**9  # how many bytes of decoded images are kept
 
 
+def _hidden(path: Path) -> bool:
+    """Whether it is one that programs leave for themselves: copies in .ipynb_checkpoints, ._ files of macOS."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _class_folders(path: Path) -> list[str]:
     return sorted(d.name for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
 
@@ -89,7 +94,7 @@ def from_folder(
         (file, number)
         for number, name in enumerate(classes)
         for file in sorted((path / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES and not _hidden(file.relative_to(path))
     ]
     have = {number for _, number in files}
     empty = [path / name for number, name in enumerate(classes) if name in found and number not in have]

@@ -89,7 +89,8 @@ def _rows(path: Path) -> list[_Row]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix in (".csv", ".tsv"):
-                rows = _table(path, csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True))
+                tab = "\t" if path.suffix == ".tsv" else ","
+                rows = _table(path, csv.reader(file, delimiter=tab, strict=True, skipinitialspace=True))
             else:
                 lines = [(f"{path}:{number}", line) for number, line in enumerate(file, 1) if line.strip()]
                 rows = [(where, _object(where, line)) for where, line in lines]

@@ -231,3 +231,10 @@ def test_a_split_that_the_first_row_lacks_is_missed(folder: Path) -> None:
     path = write(folder, "\n".join(map(json.dumps, rows)), "data.jsonl")
     with pytest.raises(SurgeryError, match=r"data.jsonl:1: has no split"):
         open_data(path, MODEL)
+
+
+def test_blanks_behind_commas_are_no_part_of_names_and_numbers(folder: Path) -> None:
+    path = write(folder, 'path, label\nimages/0.png, 1\nimages/1.png, "0"\n')
+    data, _ = open_data(path, MODEL)
+    assert data.targets.tolist() == [1, 0]
+    assert data.targets.dtype == np.int64  # class numbers, not values to predict
