@@ -57,7 +57,7 @@ def demo(
         _run("surgery", "apply", short(recipe), str(network), "-o", str(operated))
         if name == "finetuned":
             _run("surgery", "inspect", str(operated))
-        _run("surgery", "train", str(operated), str(data), "--recipe", short(recipe), "-o", str(trained))
+        _run("surgery", "train", str(operated), str(data), "--recipe", short(recipe), "-o", str(trained), "--restart")
     say("\n5. Measure both on the digits that neither has seen.")
     accuracy = {}
     for name in titles:
