@@ -114,9 +114,3 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write(tmp_path / "plane" / "a.png")
     write(tmp_path / "train" / "b.png")
     assert open_part(tmp_path, RGB).labels == ("plane", "train")
-
-
-def test_hidden_files_and_folders_are_no_examples(folder: Path) -> None:
-    write_image(folder / "ants" / ".ipynb_checkpoints" / "0-checkpoint.png", (0, 0, 0))
-    (folder / "bees" / "._0.png").write_bytes(b"not an image")
-    assert len(open_data(folder, RGB)[0]) == 6

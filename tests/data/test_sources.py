@@ -184,3 +184,9 @@ def test_a_model_without_inputs_takes_no_examples() -> None:
     model.graph.inputs.clear()
     with pytest.raises(SurgeryError, match="0 inputs"):
         from_arrays(np.zeros((1, 4)), np.zeros(1), model)
+
+
+def test_hidden_files_and_folders_are_no_examples(folder: Path) -> None:
+    write_image(folder / "ants" / ".ipynb_checkpoints" / "0-checkpoint.png", (0, 0, 0))
+    (folder / "bees" / "._0.png").write_bytes(b"not an image")
+    assert len(open_data(folder, RGB)[0]) == 6
