@@ -10,15 +10,15 @@ import math
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from surgery.errors import SurgeryError, nearest
+from surgery.errors import SurgeryError
 from surgery.io import file_mode
-from surgery.training.history import Record, lower_is_better
+from surgery.training.history import Record, check_figure, lower_is_better
 
 __all__ = ["Callback", "Csv", "EarlyStopping", "JsonLines", "Plan"]
 
@@ -56,6 +56,17 @@ class Plan:
     past: Sequence[Record] = ()
     weights: Callable[[], dict[str, np.ndarray]] = dict
     so_far: Callable[[], dict[str, float]] = dict
+
+    def check_figure(self, name: str, whose: str) -> None:
+        """Checks that the records are going to have a figure of that name, as far as that can be told before.
+
+        Raises:
+            SurgeryError: They are not; `whose` fault it is.
+        """
+        figures = ["loss", *self.metrics]
+        figures += [f"val_{figure}" for figure in figures] if self.validation else []
+        if not any(watched in name for watched in self.watched):
+            check_figure(name, figures, whose)
 
 
 class Callback:
@@ -175,26 +186,15 @@ class EarlyStopping(Callback):
         self._patience, self._min_delta, self._monitor = patience, min_delta, monitor
 
     def on_train_begin(self, plan: Plan) -> None:
-        figures = ["loss", *plan.metrics]
-        figures += [f"val_{name}" for name in figures] if plan.validation else []
         self._figure = self._monitor or ("val_loss" if plan.validation else "loss")
-        if not any(name in self._figure for name in plan.watched):
-            self._check(figures)
+        plan.check_figure(self._figure, "early stopping")
         self._best, self._best_epoch = math.inf, 0
         for record in plan.past:
             self.on_epoch_end(record)
 
-    def _check(self, figures: Iterable[str]) -> None:
-        if self._figure not in figures:
-            names = [name for name in figures if name not in ("epoch", "seconds")]
-            raise SurgeryError(
-                f"early stopping: no figure is named {self._figure!r}{nearest(self._figure, names)}; there are "
-                f"{', '.join(names)}"
-            )
-
     def on_epoch_end(self, record: Record) -> str | None:
         name = self._figure
-        self._check(record)
+        check_figure(name, record, "early stopping")
         value = record[name] if lower_is_better(name) else -record[name]
         if value < self._best - self._min_delta:
             self._best, self._best_epoch = value, record["epoch"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, nearest
 
-__all__ = ["History", "Record", "lower_is_better", "read_history"]
+__all__ = ["History", "Record", "check_figure", "lower_is_better", "read_history"]
 
 
 # One epoch: ``epoch``, ``loss``, the metric (``accuracy``), ``val_loss`` and so on, ``learning_rate``, ``seconds``; the
@@ -22,6 +23,17 @@ History = list[Record]
 def lower_is_better(name: str) -> bool:
     """Whether a figure of that name is a loss or an error; accuracies and other scores are not."""
     return name.endswith(("loss", "error"))
+
+
+def check_figure(name: str, figures: Iterable[str], whose: str) -> None:
+    """Checks that records have a figure of that name.
+
+    Raises:
+        SurgeryError: They have not; the message has the nearest ones, and says `whose` fault it is.
+    """
+    names = [figure for figure in figures if figure not in ("epoch", "seconds")]
+    if name not in names:
+        raise SurgeryError(f"{whose}: no figure is named {name!r}{nearest(name, names)}; there are {', '.join(names)}")
 
 
 def read_history(path: str | os.PathLike[str]) -> History:

@@ -17,6 +17,7 @@ from surgery.training.history import Record
 from surgery.training.measure import measure
 from surgery.training.rates import Rates
 from surgery.training.runner import Evaluation, Training
+from surgery.training.schedules import ReduceOnPlateau
 from surgery.training.settings import TrainSettings
 from surgery.training.targets import count
 
@@ -94,9 +95,12 @@ class Loop:
         ending: tuple[Ending, str] = (
             ("stopped", f"stopped after epoch {state.epoch - 1}") if stopped else ("finished", "")
         )
+        plan, schedule = self._plan(), self.settings.schedule
+        if isinstance(schedule, ReduceOnPlateau) and schedule.monitor:
+            plan.check_figure(schedule.monitor, "reduce_on_plateau")
         try:
             for callback in self.callbacks:
-                callback.on_train_begin(self._plan())
+                callback.on_train_begin(plan)
             self._tell([*self._where(), *self.stage.notes])
             while state.epoch <= self.settings.epochs and not state.ending:
                 if self._enter(state.epoch):

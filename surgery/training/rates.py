@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from surgery.errors import SurgeryError, nearest
-from surgery.training.history import lower_is_better
+from surgery.training.history import check_figure, lower_is_better
 from surgery.training.schedules import ReduceOnPlateau
 from surgery.training.settings import TrainSettings
 
@@ -85,12 +84,7 @@ class Rates:
         if not isinstance(schedule, ReduceOnPlateau):
             return
         monitor = schedule.monitor or ("val_loss" if "val_loss" in record else "loss")
-        if monitor not in record:
-            known = [key for key, value in record.items() if isinstance(value, float)]
-            raise SurgeryError(
-                f"the schedule watches {monitor!r}, which epochs do not have{nearest(monitor, known)}; they have "
-                f"{', '.join(known)}"
-            )
+        check_figure(monitor, record, "reduce_on_plateau")
         lower = lower_is_better(monitor) if schedule.mode == "auto" else schedule.mode == "min"
         self._plateau.epoch_ended(schedule, float(record[monitor]), lower)
 

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler as pytorch
 
 import surgery
 from surgery.errors import SurgeryError
+from surgery.training.callbacks import Callback
 from surgery.training.history import Record
 from surgery.training.rates import Rates
 from surgery.training.settings import TrainSettings, changed
@@ -224,6 +225,18 @@ def test_what_is_watched_by_default_and_what_there_is_not() -> None:
 
 
 @pytest.mark.training
+def test_a_figure_that_there_is_not_is_told_before_the_first_step() -> None:
+    class Steps(Callback):
+        def on_step_end(self, epoch: int, step: int, loss: float) -> None:
+            raise AssertionError
+
+    ((examples, targets),) = batches(1, 16, (3, 8, 8), 4, 0)
+    for monitor in ("val_loss", "acuracy"):  # nothing is watched
+        schedule = {"name": "reduce_on_plateau", "monitor": monitor}
+        with pytest.raises(SurgeryError, match=f"reduce_on_plateau: no figure is named '{monitor}'.*loss, accuracy"):
+            surgery.train(residual(Residual()), (examples, targets), schedule=schedule, callbacks=[Steps()])
+
+
 def test_a_training_slows_down_on_a_plateau_and_cycles() -> None:
     ((examples, targets),) = batches(1, 32, (3, 8, 8), 4)
     model = residual(Residual())
