@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from surgery.viewing.figures import new_figure, write_png
+from surgery.viewing.figures import new_figure, plain, write_png
 
 __all__ = ["confusion_matrix", "plot_confusion"]
 
@@ -34,7 +34,7 @@ def plot_confusion(
         SurgeryError: matplotlib is missing or the file cannot be written.
     """
     classes = len(matrix)
-    names = [str(i) for i in range(classes)] if labels is None else [_short(name) for name in labels]
+    names = [str(i) for i in range(classes)] if labels is None else [plain(_short(name)) for name in labels]
     side = max(4, 2.4 + 0.42 * min(classes, _LEGIBLE))
     figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
@@ -50,7 +50,7 @@ def plot_confusion(
             color = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=7)
     if title:
-        axes.set_title(title)
+        axes.set_title(plain(title))
     write_png(figure, path)
 
 

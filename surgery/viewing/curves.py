@@ -6,7 +6,7 @@ import os
 
 from surgery.errors import SurgeryError
 from surgery.training.history import History
-from surgery.viewing.figures import new_figure, write_png
+from surgery.viewing.figures import new_figure, plain, write_png
 
 __all__ = ["plot"]
 
@@ -35,5 +35,5 @@ def plot(history: History, path: str | os.PathLike[str], title: str = "") -> Non
         if f"val_{name}" in history[0]:
             axes.legend()
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     write_png(figure, path)

@@ -9,7 +9,7 @@ from typing import Any
 from surgery.errors import SurgeryError
 from surgery.io import replacing
 
-__all__ = ["new_figure", "write_png"]
+__all__ = ["new_figure", "plain", "write_png"]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -25,6 +25,11 @@ def new_figure(width: float, height: float) -> Any:
             f"plots need matplotlib ({error}); install it with: pip install 'onnx-surgery[train]'"
         ) from error
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def plain(text: str) -> str:
+    """Text that may be anything, as names of classes: between dollar signs matplotlib would read a formula."""
+    return text.replace("$", r"\$")
 
 
 def write_png(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from surgery.training.find_lr import RateCurve
-from surgery.viewing.figures import new_figure, write_png
+from surgery.viewing.figures import new_figure, plain, write_png
 
 __all__ = ["plot"]
 
@@ -36,5 +36,5 @@ def plot(curve: RateCurve, path: str | os.PathLike[str], title: str = "") -> Non
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
     if title:
-        axes.set_title(title)
+        axes.set_title(plain(title))
     write_png(figure, path)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from surgery.data import Dataset, InputSpec, input_spec
-from surgery.viewing.figures import new_figure, write_png
+from surgery.viewing.figures import new_figure, plain, write_png
 
 __all__ = ["most_wrong", "pictures", "plot_wrong"]
 
@@ -94,7 +94,7 @@ def plot_wrong(
     for axes, image, target, scores in zip(figure.axes, images, targets, probabilities, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         best = int(scores.argmax())
-        axes.set_title(f"{names[target]}\n→ {names[best]} {scores[best]:.0%}", fontsize=8)
+        axes.set_title(plain(f"{names[target]}\n→ {names[best]} {scores[best]:.0%}"), fontsize=8)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     write_png(figure, path)

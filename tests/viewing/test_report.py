@@ -16,7 +16,7 @@ from surgery.demo.digits import digits
 from surgery.marks import Preprocessing, set_labels, set_preprocessing
 from surgery.viewing.confusion import confusion_matrix, plot_confusion
 from surgery.viewing.report import write_report
-from surgery.viewing.wrong import most_wrong, pictures
+from surgery.viewing.wrong import most_wrong, pictures, plot_wrong
 from tests.nets import Residual, lenet, residual, torch_lenet
 
 
@@ -120,3 +120,12 @@ def test_regression_has_no_report(tmp_path: Path, rng: np.random.Generator) -> N
     data = from_arrays(rng.standard_normal((5, 3, 8, 8)).astype(np.float32), np.ones((5, 4), np.float32), model)
     assert write_report(model, data, tmp_path, loss="mean_squared_error") == {}
     assert not list(tmp_path.iterdir())
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+    names = ["a $x_{ $ thing", "costs 5 $"]
+    plot_confusion(np.eye(2, dtype=int), tmp_path / "c.png", names, "$_{$")
+    image = np.zeros((4, 4), np.uint8)
+    plot_wrong([image], np.array([0]), np.array([[0.2, 0.8]]), tmp_path / "w.png", names, "$_{$")
+    assert (tmp_path / "c.png").stat().st_size
+    assert (tmp_path / "w.png").stat().st_size
