@@ -109,7 +109,8 @@ def compare(
         except SurgeryError as error:
             if (batch, free) != _SIZES[-1] and has_free_sizes(model):
                 continue
-            raise SurgeryError(f"the conversion cannot be compared with its source: {error}") from error
+            advice = "; if only some sizes fit its input, give one as its shape" if has_free_sizes(model, 1) else ""
+            raise SurgeryError(f"the conversion cannot be compared with its source: {error}{advice}") from error
         shapes = {name: array.shape for name, array in inputs.items()}
         return Verification(chosen.name, shapes, differences, tolerance)
     raise AssertionError("unreachable")

@@ -11,6 +11,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import Self
 
+from converters.card import read_card
 from converters.download import ALGORITHMS, check_name, check_url, download
 from surgery.errors import SurgeryError, nearest
 from surgery.marks import Preprocessing
@@ -178,8 +179,11 @@ def fetch(card: ZooCard, folder: Path, progress: FileProgress | None = None) -> 
         Whether each file was downloaded, by name; else it was there.
 
     Raises:
-        SurgeryError: A file cannot be had, or is not what was published.
+        SurgeryError: A file cannot be had, or is not what was published, or the folder has another network's card.
     """
+    other = read_card(folder) if folder.is_dir() else None
+    if other is not None and other.name != card.title:
+        raise SurgeryError(f"{folder}: has the card.yaml of {other.name}; name another folder with -o")
     found = {}
     for file in card.files.values():
         told = None if progress is None else _told(progress, file.name)

@@ -115,6 +115,13 @@ def test_a_batch_of_one_where_the_source_has_only_that(toy: Path) -> None:
     assert verified(toy, run_toy).shapes == {"x": (1, 3)}
 
 
+def test_where_only_some_sizes_fit(lenet_files: tuple[Path, Path]) -> None:
+    """A Torch7 file does not say its input's size, and its last layers fit one only."""
+    path = lenet_files[0].parent / "formats" / "lenet.t7"
+    with pytest.raises(SurgeryError, match="if only some sizes fit its input, give one as its shape"):
+        converters.verify(path, converters.convert(path))
+
+
 def test_a_framework_without_a_reference(toy: Path) -> None:
     toy.write_text("a network")
     with pytest.raises(SurgeryError, match="there is nothing to compare a conversion from Toy with"):

@@ -384,6 +384,17 @@ def test_lenet_is_fetched_and_converted(
     assert "its sha1 is" in fails("zoo", "fetch", "lenet")
 
 
+def test_another_networks_card_is_not_replaced(server: Server, tmp_path: Path) -> None:
+    card = ZooCard.model_validate({**CARD, "files": {"weights": {"name": "a.caffemodel", "url": server.url}}})
+    fetch(card, tmp_path)
+    fetch(card, tmp_path)
+    with pytest.raises(SurgeryError, match=r"has the card\.yaml of LeNet; name another folder"):
+        fetch(card.model_copy(update={"title": "AlexNet"}), tmp_path)
+    found = read_card(tmp_path)
+    assert found is not None
+    assert found.name == "LeNet"
+
+
 def test_labels_come_along(server: Server, tmp_path: Path) -> None:
     """In the form of Keras' imagenet_class_index.json."""
     server.content = json.dumps({str(i): [f"n{i}", f"name {i}"] for i in range(12)}).encode()
