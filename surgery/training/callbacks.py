@@ -119,19 +119,19 @@ class _Lines(Callback):
             raise SurgeryError(f"{self._path}: cannot be written ({error.strerror})") from error
         self._file, self._aside = os.fdopen(handle, "w", encoding="utf-8", newline=""), Path(name)
         for record in plan.past:
-            self._file.write(self._line(record))
+            self.on_epoch_end(record)
 
     def on_epoch_end(self, record: Record) -> None:
         assert self._file is not None
         try:
             self._file.write(self._line(record))
             self._file.flush()
+            if self._aside is not None:
+                os.chmod(self._aside, file_mode(self._path))
+                os.replace(self._aside, self._path)  # the file stays open under its new name
+                self._aside = None
         except OSError as error:
             raise SurgeryError(f"{self._path}: cannot be written ({error.strerror})") from error
-        if self._aside is not None:
-            os.chmod(self._aside, file_mode(self._path))
-            os.replace(self._aside, self._path)  # the file stays open under its new name
-            self._aside = None
 
     def on_train_end(self) -> None:
         if self._file is not None:

@@ -101,7 +101,7 @@ class Loop:
         try:
             for callback in self.callbacks:
                 callback.on_train_begin(plan)
-            self._tell([*self._where(), *self.stage.notes])
+            self._tell([*self._where(), *([] if state.ending else self.stage.notes)])
             while state.epoch <= self.settings.epochs and not state.ending:
                 if self._enter(state.epoch):
                     self._tell(self.stage.notes)

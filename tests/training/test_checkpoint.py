@@ -21,7 +21,7 @@ import pytest
 import surgery
 from surgery.errors import SurgeryError
 from surgery.passes import InsertDropout
-from surgery.training.callbacks import Callback, JsonLines
+from surgery.training.callbacks import Callback, Csv, JsonLines
 from surgery.training.checkpoint import Checkpoints, read_state, write_state
 from surgery.training.history import Record, read_history
 from surgery.training.tensors_file import read_tensors, write_tensors
@@ -175,6 +175,17 @@ def test_the_history_file_has_the_epochs_from_before(tmp_path: Path) -> None:
         train(checkpoints=tmp_path / "c", callbacks=[lines, Kill(3, 2)])
     train(checkpoints=tmp_path / "c", callbacks=[JsonLines(tmp_path / "history.jsonl")], resume=True)
     assert [record["epoch"] for record in read_history(tmp_path / "history.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_finished_training_leaves_the_files_that_are_asked_for_later(tmp_path: Path) -> None:
+    phases = {"epochs": 2, "phases": [{"epochs": 1, "train": "head"}, {"epochs": 1}]}
+    done = train(checkpoints=tmp_path / "c", **phases)
+    seen = Losses()
+    files = [JsonLines(tmp_path / "history.jsonl"), Csv(tmp_path / "history.csv")]
+    train(checkpoints=tmp_path / "c", resume=True, callbacks=[seen, *files], **phases)
+    assert read_history(tmp_path / "history.jsonl") == done.history
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
+    assert seen.notes == ["the training had finished before: nothing is left to do"]
 
 
 def test_nothing_to_go_on_from_begins_anew(tmp_path: Path) -> None:
