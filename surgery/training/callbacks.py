@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -135,7 +136,8 @@ class _Lines(Callback):
 
     def on_train_end(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # every line is flushed: what cannot be written has been told
+                self._file.close()
         if self._aside is not None:
             self._aside.unlink(missing_ok=True)
 

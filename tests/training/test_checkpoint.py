@@ -313,6 +313,12 @@ def test_hidden_files_of_the_user_in_the_folder_stay(tmp_path: Path) -> None:
     assert not (tmp_path / ".writable").exists()
 
 
+def test_a_history_that_a_full_disk_cuts_off_is_told_in_a_line(tmp_path: Path) -> None:
+    """Closing the file failed as writing had, and that was what came out, with a traceback."""
+    with _files_up_to(150), pytest.raises(SurgeryError, match=r"h\.jsonl: cannot be written"):
+        train(callbacks=[JsonLines(tmp_path / "h.jsonl")])
+
+
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     class Fill(Callback):
         def __init__(self, stack: contextlib.ExitStack) -> None:
