@@ -8,10 +8,10 @@ import typer
 
 from surgery.data import Dataset
 from surgery.layers import find_output
-from surgery.marks import Preprocessing
+from surgery.marks import Preprocessing, labels
 from surgery.training.settings import TrainSettings
 
-__all__ = ["data_notes", "say_skipped"]
+__all__ = ["data_notes", "say_assumed", "say_skipped"]
 
 
 def say_skipped(files: tuple[str, ...], quiet: bool) -> None:
@@ -21,6 +21,29 @@ def say_skipped(files: tuple[str, ...], quiet: bool) -> None:
     some = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     count = f"{len(files)} images that do" if len(files) > 1 else "1 image that does"
     typer.echo(f"surgery: skipped {count} not decode: {some}", err=True)
+
+
+def say_assumed(data: Dataset, model: ir.Model, quiet: bool) -> None:
+    """Says on standard error, unless `quiet`, what of data to measure `model` on is assumed: their preprocessing, and
+    which of its classes theirs are where the names differ."""
+    notes = _preprocessing_notes(data)
+    output = next((str(o.name) for o in model.graph.outputs if labels(model, str(o.name))), "")
+    known, names = labels(model, output), data.labels
+    strange = [name for name in names if name not in known] if known and names else []
+    if strange and names and list(names) not in [labels(model, str(o.name)) for o in model.graph.outputs]:
+        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        notes.append(
+            f"classes: output {output!r} has no label {strange[0]!r}; the data's ({some}) are taken in their own order"
+        )
+    for note in notes if not quiet else ():
+        typer.echo(f"surgery: {note}", err=True)
+
+
+def _preprocessing_notes(data: Dataset) -> list[str]:
+    return [
+        f"preprocessing: {describe(how)} (assumed; the pass set_preprocessing says otherwise)"
+        for how in data.assumed.values()
+    ]
 
 
 def data_notes(
@@ -35,10 +58,7 @@ def data_notes(
         settings: How to train.
         validation: The share to split off that the command line says, which goes before `held`.
     """
-    notes = [
-        f"preprocessing: {describe(how)} (assumed; the pass set_preprocessing says otherwise)"
-        for how in data.assumed.values()
-    ]
+    notes = _preprocessing_notes(data)
     if held is not None and validation is None and settings.validation:
         notes.append(
             f"validation: {settings.validation:g} is not used, as the data bring {len(held):,} examples to watch; "

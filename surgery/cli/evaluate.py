@@ -40,7 +40,7 @@ def evaluate(
 
     Example: `surgery evaluate trained/model.onnx digits.npz --metrics f1,auc`
     """
-    from surgery.cli.data import say_skipped
+    from surgery.cli.data import say_assumed, say_skipped
     from surgery.cli.predictions import write_predictions
     from surgery.cli.progress import DecodeProgress
     from surgery.data import open_part
@@ -55,6 +55,7 @@ def evaluate(
     with DecodeProgress(quiet or as_json) as progress:
         examples = open_part(data, loaded, split, skip_bad=skip_bad, progress=progress, memory=round(memory * 10**9))
     say_skipped(examples.skipped, quiet)
+    say_assumed(examples, loaded, quiet)
     how: Any = {"loss": loss, "output": output_name, "batch_size": batch_size, "device": device, "metrics": names}
     if predictions is None:
         scores = measure(loaded, examples, **how)

@@ -107,3 +107,21 @@ def test_predictions_of_numbers_and_of_several_labels(tmp_path: Path) -> None:
         assert float(row["size_predicted[0]"]) == pytest.approx(size[index, 0], rel=1e-4)
         assert row["tags_true"] == "0|2"
         assert row["tags_predicted"] == "|".join(str(i) for i in range(3) if share[index, i] > 0.5)
+
+
+def test_classes_that_the_model_does_not_know_are_told(model: Path, tmp_path: Path) -> None:
+    for names, said in ((["Wasp", "Bee", "Ant"], True), (["wasp", "bee", "ant"], False)):
+        np.savez(tmp_path / "named.npz", x=X, y=np.arange(20) % 3, labels=names)
+        told = run("evaluate", model, tmp_path / "named.npz").stderr
+        assert ("has no label 'Wasp'; the data's (Wasp, Bee, Ant) are taken in their own order" in told) is said
+    assert not run("evaluate", model, tmp_path / "named.npz", "--quiet").stderr
+
+
+def test_preprocessing_that_is_assumed_is_told(tmp_path: Path) -> None:
+    save(
+        parse("(float[N,1,4,4] x) => (float[N,2] y)", "f = Flatten(x) y = Gemm(f, w)", {"w": [16, 2]}),
+        tmp_path / "m.onnx",
+    )
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 4, 4), np.uint8), y=np.array([0, 1, 0, 1]))
+    assert "preprocessing: GRAY" not in (told := run("evaluate", tmp_path / "m.onnx", tmp_path / "d.npz").stderr)
+    assert "preprocessing: gray, NCHW, pixels / 255 (assumed" in told
