@@ -73,7 +73,8 @@ class EpochLines(Callback):
         say(
             f"training {plan.parameters:,} parameters on {plan.examples:,} examples"
             + (f", watching {plan.validation:,}" if plan.validation else "")
-            + f": {plan.epochs} epochs of {plan.steps} steps, {losses}, on {plan.device}",
+            + f": {plan.epochs} epoch{'s'[: plan.epochs != 1]} of {plan.steps} step{'s'[: plan.steps != 1]}, {losses}, "
+            f"on {plan.device}",
             self._quiet,
         )
         self._task = self._bar.add_task("training", total=plan.epochs * plan.steps, figures="")
