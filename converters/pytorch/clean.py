@@ -46,7 +46,7 @@ def clean(model: ir.Model, parameters: set[str], frozen: set[str], dims: Mapping
             node.resize_inputs(2)
             node.resize_outputs(1)
         elif node.op_type == "Conv":
-            _drop_zero_bias(node)
+            _drop_zero_bias(node, parameters)
         elif node.op_type == "Reshape":
             _simplify_reshape(graph, node)
         elif node.op_type == "ReduceMean":
@@ -104,10 +104,10 @@ def _constant(value: ir.Value | None) -> np.ndarray | None:
     return tensor.numpy() if tensor is not None else None
 
 
-def _drop_zero_bias(node: ir.Node) -> None:
+def _drop_zero_bias(node: ir.Node, parameters: set[str]) -> None:
     """A convolution without a bias comes with one of zeros that is no parameter."""
     bias = node.inputs[2] if len(node.inputs) == 3 else None
-    if bias is None or "." in str(bias.name):
+    if bias is None or bias.name in parameters:
         return
     data = _constant(bias)
     if data is not None and not data.any():

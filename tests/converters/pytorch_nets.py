@@ -7,6 +7,7 @@ from torch import nn
 
 __all__ = [
     "Attention",
+    "Bare",
     "Block",
     "FixedBatch",
     "Net",
@@ -52,6 +53,17 @@ class Net(nn.Module):
         x = torch.flatten(self.avgpool(self.layer1(self.stem(x))), 1)
         x = nn.functional.dropout(x, 0.2, training=self.training)
         return self.fc(self.drop(x))
+
+
+class Bare(nn.Module):
+    """Parameters without a module of their own; the bias starts as zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.start = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight, self.start)
 
 
 class Pooled(nn.Module):

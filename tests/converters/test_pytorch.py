@@ -322,3 +322,7 @@ def test_sizes_of_a_script_are_not_called_the_batch(tmp_path: Path) -> None:
     shape = converters.convert(path, shape="3x8x8").graph.outputs[0].shape
     assert shape is not None
     assert len({str(d) for d in shape}) == 4
+
+
+def test_a_bias_of_zeros_stays_where_it_is_a_parameter() -> None:
+    assert set(converters.convert(f"{NETS}:Bare", shape="3x4x4").graph.initializers) == {"weight", "start"}
