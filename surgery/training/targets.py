@@ -104,7 +104,7 @@ def _fit_term(targets: np.ndarray, term: Term) -> np.ndarray:
     known = [u for u in units if u is not None]
     if len(known) == len(units) and targets.size == len(targets) * math.prod(known):
         return targets.reshape(len(targets), *known)
-    if targets.ndim != len(units) + 1:
+    if targets.ndim != len(units) + 1 or any(u not in (None, d) for u, d in zip(units, targets.shape[1:], strict=True)):
         raise SurgeryError(f"targets of shape {list(targets.shape[1:])} do not fit the {name}")
     return targets
 

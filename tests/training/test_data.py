@@ -158,3 +158,12 @@ def test_a_recipe_says_how_examples_are_changed(images: Path, tmp_path: Path) ->
     (tmp_path / "bad.yaml").write_text("train: {augment: {horizontal_flop: true}}")
     with pytest.raises(SurgeryError, match=r"horizontal_flop.*horizontal_flip"):
         load_recipe(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 1), (6, 2, 2)])
+def test_targets_of_other_dimensions_are_refused_before_anything_runs(shape: tuple[int, ...]) -> None:
+    model = parse("(float[N,4] x) => (float[N,2] y)", "y = Gemm(x, w)", {"w": [4, 2]})
+    data = np.zeros((6, 4), np.float32), np.zeros(shape, np.float32)
+    for run in (surgery.train, surgery.evaluate):
+        with pytest.raises(SurgeryError, match=r"targets of shape \[.*\] do not fit the output 'y' of 2 units"):
+            run(model, data)
