@@ -27,6 +27,7 @@ _NO_OUTPUT = re.compile(
     r"HashTable.*|MergeV2Checkpoints|ShardedFilename|ReadVariableOp|DestroyResourceOp"
 )
 _TRAINS = re.compile(r"(Resource)?(Sparse)?Apply[A-Z].*")
+_CHOICES = ("ArgMax", "ArgMin", "TopK", "TopKV2")  # only the accuracy needs them
 KEEP = re.compile(r"(^|[/_])keep_?prob(ability)?s?", re.IGNORECASE)
 _FLOATS = (1, 2, 14, 19)  # DataType: float32, float64, bfloat16, float16
 _USUAL = {
@@ -243,7 +244,7 @@ def _ancestors(nodes: Mapping[str, Any], ends: Iterable[str]) -> set[str]:
 
 
 def _frontier(nodes: Mapping[str, Any]) -> Iterator[str]:
-    """What depends on the first placeholder alone, and is read by nothing that does."""
+    """What depends on the first placeholder alone, and is read by nothing that does; no choice among classes."""
     placeholders = [
         name for name, node in nodes.items() if node.op == "Placeholder" and not _is_switch(node) and not _is_text(node)
     ]
@@ -255,11 +256,12 @@ def _frontier(nodes: Mapping[str, Any]) -> Iterator[str]:
             readers.setdefault(_node(each), []).append(name)
     first = _reached(readers, placeholders[:1])
     others = _reached(readers, [name for name in placeholders[1:] if not KEEP.search(name)])
-    alone = first - others - {placeholders[0]}
-    for name in (name for name in nodes if name in alone):
-        reads_on = readers.get(name, [])
-        if not alone.intersection(reads_on) and (not others or others.intersection(reads_on)):
-            yield name
+    choices = _reached(readers, [name for name, node in nodes.items() if node.op in _CHOICES])
+    alone = first - others - choices - {placeholders[0]}
+    last = [name for name in nodes if name in alone and not alone.intersection(readers.get(name, []))]
+    compared = [name for name in last if not others or others.intersection(readers.get(name, []))]
+    # The loss may be of what softmax reads, with nothing but the accuracy behind softmax.
+    yield from compared or [name for name in last if not _NO_OUTPUT.fullmatch(nodes[name].op)]
 
 
 def _reached(readers: Mapping[str, list[str]], starts: Iterable[str]) -> set[str]:

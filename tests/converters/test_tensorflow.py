@@ -207,6 +207,25 @@ def test_lenet_computes_as_its_caffe_network(lenet_files: tuple[Path, Path]) -> 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("softmax", [True, False])
+def test_an_accuracy_is_not_the_output(tmp_path: Path, softmax: bool) -> None:
+    """As tutorials write it: the loss is of the logits, the accuracy of where they are largest."""
+    v1, x = tf.compat.v1, images(2, 5, 5, 3)
+    with tf.Graph().as_default(), v1.Session() as session:
+        image, truth = v1.placeholder(tf.float32, [None, 5, 5, 3]), v1.placeholder(tf.int64, [None])
+        logits = tf.matmul(tf.reshape(image, [-1, 75]), nets.variable("w", [75, 4], 0, 0.1), name="logits")
+        output = tf.nn.softmax(logits, name="probabilities") if softmax else logits
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=truth, logits=logits))
+        tf.reduce_mean(tf.cast(tf.equal(tf.argmax(output, 1), truth), tf.float32), name="accuracy")
+        v1.train.GradientDescentOptimizer(0.1).minimize(loss)
+        session.run(v1.global_variables_initializer())
+        v1.train.Saver().save(session, str(tmp_path / "model"))
+        expected = session.run(output, {image: x})
+    found = run(convert(tmp_path / "model.meta"), x)
+    assert list(found) == ["probabilities" if softmax else "logits"]
+    np.testing.assert_allclose(found.popitem()[1], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["in training", "at inference"])
 def test_batch_normalization_of_a_graph_that_trains(tmp_path: Path, training: bool) -> None:
     """It normalizes by the batch there; the moving statistics, found by their names, are what inference has."""
