@@ -93,9 +93,15 @@ def _fit_term(targets: np.ndarray, term: Term) -> np.ndarray:
         low, high = (int(counted.min()), int(counted.max())) if counted.size else (0, 0)
         classes = units[0] or 0
         if low < 0 or high >= classes:
+            head = f"give the network a head for them (replace_head: {{units: {high + 1}}})"
+            if classes == 1:
+                raise SurgeryError(
+                    f"the labels go from {low} to {high}, but the {name} knows one class; {head}, or say what its "
+                    "number is: `loss: binary_cross_entropy` for yes or no, `loss: mean_squared_error` for a quantity"
+                )
             raise SurgeryError(
                 f"the labels go from {low} to {high}, but the {name} takes 0 to {classes - 1}; number them from 0, or "
-                f"give the network a head for them (replace_head: {{units: {high + 1}}})"
+                f"{head}"
             )
         return targets
     targets = targets.astype(np.float32)

@@ -314,3 +314,13 @@ def test_names_of_classes_mean_the_same_in_the_examples_to_watch(model: ir.Model
     assert by_name.history[0]["val_loss"] == pytest.approx(by_number.history[0]["val_loss"])
     again = surgery.evaluate(by_name.model, few)
     assert again.measures["accuracy"] == surgery.evaluate(by_name.model, watched).measures["accuracy"]
+
+
+def test_class_numbers_for_a_single_unit_say_which_losses_there_are() -> None:
+    op, x = graph_with_input("N", 3)
+    model = model_of(op.graph, {"y": op.Gemm(x, parameter(op, "fc.weight", torch.zeros(3, 1)), _name="fc")})
+    examples, targets = np.random.default_rng(0).normal(0, 1, (8, 3)).astype(np.float32), np.arange(8) % 2
+    with pytest.raises(SurgeryError, match=r"knows one class; .*units: 2.*binary_cross_entropy.*mean_squared_error"):
+        surgery.train(model, (examples, targets), epochs=1)
+    for loss in ("binary_cross_entropy", "mean_squared_error"):
+        assert surgery.train(model, (examples, targets), epochs=1, loss=loss).ending == "finished"
