@@ -76,6 +76,10 @@ def convert_keras(
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise SurgeryError(f"batch is {batch!r} and must be a whole number, 1 or more")
     if via is not None:
+        others = {"weights": weights, "shape": shape, "batch": batch, "custom": custom, "backend": backend}
+        others["layout"] = None if layout == "keras" else layout
+        if ignored := [name for name, value in others.items() if value is not None]:
+            raise SurgeryError(f"{source}: --via tf2onnx takes no {', '.join(ignored)}: Keras and tf2onnx decide")
         from converters.keras.fallback import convert_with_tf2onnx
 
         return convert_with_tf2onnx(source)

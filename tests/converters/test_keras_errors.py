@@ -434,3 +434,12 @@ def test_a_buffer_is_not_kept_open(tmp_path: Path) -> None:
     tensor = model.graph.initializers["dense/kernel"].const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), ARRAYS["dense"][0][1])
+
+
+@pytest.mark.parametrize("option", [{"shape": "8x8x3"}, {"batch": 2}, {"layout": "nchw"}, {"custom": "os:getcwd"}])
+def test_the_fallback_takes_no_options_that_it_would_ignore(
+    option: dict[str, Any], lenet_files: tuple[Path, Path]
+) -> None:
+    path = lenet_files[0].parent / "formats" / "lenet.keras"
+    with pytest.raises(SurgeryError, match=rf"lenet\.keras: --via tf2onnx takes no {next(iter(option))}"):
+        convert(path, via="tf2onnx", **option)
