@@ -139,6 +139,7 @@ class Checkpoints:
         if keep < 1 or (steps is not None and steps < 1) or (minutes is not None and not minutes > 0):
             raise SurgeryError("checkpoints: `steps` and `keep` are whole numbers from 1, `minutes` is above 0")
         self.folder = Path(folder)
+        self._best = self.folder / "best.safetensors"
         self.steps, self.minutes, self.keep, self.restart = steps, minutes, keep, restart
         self._identity: Identity = {}
         self._old: list[Path] = []
@@ -175,8 +176,10 @@ class Checkpoints:
         if not files:
             with contextlib.suppress(OSError):  # something else is in it
                 self.folder.rmdir()  # until there is something to keep
-        if not files or (self.restart and not resume):
-            self._old = files
+        if not files:
+            return None
+        if self.restart and not resume:
+            self._old = [*files, self._best]
             return None
         state, before = read_state(files[-1])
         if resume:
@@ -195,7 +198,7 @@ class Checkpoints:
                 f"{self.folder} holds an unfinished training (epoch {state.epoch}, step {state.step}); --resume "
                 "(resume=True) goes on with it, --restart (Checkpoints(…, restart=True)) begins anew"
             )
-        self._old = files
+        self._old = [*files, self._best]
         return None
 
     def due(self, step: int) -> bool:
@@ -216,7 +219,7 @@ class Checkpoints:
         self._saved = time.monotonic()
         if state.best_epoch != self._best_epoch and state.best:
             record = state.history[state.best_epoch - 1]
-            write_tensors(self.folder / "best.safetensors", state.best, {"record": json.dumps(record)})
+            write_tensors(self._best, state.best, {"record": json.dumps(record)})
             self._best_epoch = state.best_epoch
         for path in self.files()[: -self.keep]:
             path.unlink(missing_ok=True)

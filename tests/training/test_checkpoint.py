@@ -249,6 +249,16 @@ def train_on(**other: Any) -> Callable[[Path], Any]:
     return lambda folder: surgery.train(model, examples, checkpoints=folder, resume=True, **how)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_best_weights_of_a_training_before_go_with_its_checkpoints(restart: bool, tmp_path: Path) -> None:
+    """They stayed until the new one's first epoch ended, as if they were its."""
+    train(epochs=1, checkpoints=tmp_path)
+    assert (tmp_path / "best.safetensors").exists()
+    with pytest.raises(Killed):
+        train(checkpoints=Checkpoints(tmp_path, steps=2, restart=restart), callbacks=[Kill(1, 3)])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002.safetensors"]
+
+
 def test_one_that_was_interrupted_is_not_overwritten_unasked(tmp_path: Path) -> None:
     """Ctrl-C says that --resume goes on; a forgotten one removed all that there was."""
 
