@@ -9,7 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx
 import onnx_ir as ir
@@ -81,8 +81,10 @@ def providers(device: Device) -> list[str]:
     """Returns the execution providers of `device`; ``auto`` takes CUDA where it starts.
 
     Raises:
-        SurgeryError: CUDA was asked for and the installed runtime has none or it does not start.
+        SurgeryError: There is no such device; or CUDA was asked for, which the installed runtime lacks or cannot start.
     """
+    if device not in get_args(Device):
+        raise SurgeryError(f"no device is called {device!r}; there are {', '.join(get_args(Device))}")
     if device == "cpu":
         return ["CPUExecutionProvider"]
     if not _has_cuda():

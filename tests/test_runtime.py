@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
+from surgery.errors import SurgeryError
 from surgery.io import load
-from surgery.runtime import session
+from surgery.runtime import providers, session
 
 
 @pytest.mark.parametrize("external", [True, False])
@@ -67,3 +68,8 @@ def test_the_runtime_leaves_messages_as_they_are() -> None:
     code = "import logging; from surgery.runtime import load_runtime; load_runtime(); logging.warning('plain')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "WARNING:root:plain"
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(SurgeryError, match="no device is called 'gpu'; there are cpu, cuda, auto"):
+        providers("gpu")  # type: ignore[arg-type]
