@@ -106,7 +106,7 @@ class Builder:
         if found is None:
             raise SurgeryError(
                 f"{self.path}: does not say the shape of its input {name!r}; give it without the batch, as "
-                "--shape 3x224x224 (shape= in Python)"
+                f"--shape {'' if name == 'input' else f'{name}='}3x224x224 (shape= in Python)"
             )
         if any(isinstance(d, int) and d < 1 for d in found):
             raise SurgeryError(f"{self.path}: input {name!r} would have the shape {'x'.join(map(str, found))}")

@@ -16,6 +16,7 @@ from converters import convert
 from converters.registry import find_network
 from converters.torch7.objects import Function, Storage, Table, Tensor, TorchObject
 from converters.torch7.read import read
+from surgery.errors import SurgeryError
 from surgery.layers import layers
 from surgery.marks import marks
 from tests.converters.caffe_checks import array, run
@@ -325,3 +326,8 @@ def test_lenet_computes_as_its_caffe_network(lenet_files: tuple[Path, Path], fre
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     names = [layer.name for layer in layers(model)]
     assert names == ["conv1", "pool1", "conv2", "pool2", "flatten", "ip1", "relu1", "drop1", "ip2", "prob"]
+
+
+def test_a_shape_that_is_lacking_is_named(shared_data: Path) -> None:
+    with pytest.raises(SurgeryError, match=r"of its input 'input2'.* --shape input2=3x224x224"):
+        convert(shared_data / "torch7" / "gmodule_with_linear_identity.t7")
