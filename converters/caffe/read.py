@@ -14,6 +14,7 @@ from converters.caffe.fields import Fields, parse_fields
 from converters.caffe.hdf5 import read_hdf5
 from converters.caffe.upgrade import upgrade
 from converters.caffe.wire import Blob, scan
+from converters.files import check_start
 from surgery.errors import SurgeryError
 
 __all__ = ["Source", "find_files", "is_caffe", "networks", "parse_text", "read_source"]
@@ -193,10 +194,7 @@ def _read_weights(path: Path) -> tuple[NetParameter | None, dict[str, list[Blob]
     """Returns the definition in a weights' file, where there is one, and the blobs by layer name."""
     with path.open("rb") as file:
         start = file.read(64)
-    if not start:
-        raise SurgeryError(f"{path}: is empty; copy it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise SurgeryError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+    check_start(path, start)
     if start.startswith(b"\x89HDF"):
         return None, read_hdf5(path)
     net, layers = scan(path)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from converters.files import check_start
 from converters.heaps import check_heaps
 from converters.registry import load_extra
 from surgery.errors import SurgeryError
@@ -174,10 +175,7 @@ def open_hdf5(path: Path, file: BinaryIO | None = None) -> Iterator[Hdf5]:
 
 
 def _check_start(path: Path, start: bytes) -> None:
-    if not start:
-        raise SurgeryError(f"{path}: is empty; copy it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise SurgeryError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+    check_start(path, start)
     if start.startswith(b"PK\x03\x04"):
         raise SurgeryError(f"{path}: is a zip file; a Keras 3 model is named .keras")
     if start.startswith(b"\x80"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from converters.files import check_start
 from converters.keras.hdf5 import open_hdf5
 from converters.keras.network import Network
 from converters.keras.parse import Parser, major_version
@@ -136,10 +137,7 @@ def _is_zip(path: Path) -> bool:
 def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     with path.open("rb") as file:
         start = file.read(64)
-    if not start:
-        raise SurgeryError(f"{path}: is empty; copy it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise SurgeryError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+    check_start(path, start)
     if start.startswith(b"\x80"):
         raise SurgeryError(f"{path}: is a Python pickle, which is not read: it could run anything")
     try:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.files import check_start
 from converters.registry import load_extra
 from surgery.errors import SurgeryError, nearest
 
@@ -129,15 +130,12 @@ def _message(path: Path, kind: str) -> Any:
     }
     try:
         size = path.stat().st_size
-        if not size:
-            raise SurgeryError(f"{path}: is empty; copy it again")
         if size > _MOST_BYTES:
             raise SurgeryError(f"{path}: has {size:,} bytes, more than a protobuf message may have")
         content = path.read_bytes()
     except OSError as error:
         raise SurgeryError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if content.startswith(b"version https://git-lfs"):
-        raise SurgeryError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    check_start(path, content)
     try:
         return types[kind].FromString(content)
     except DecodeError as error:

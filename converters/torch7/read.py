@@ -13,7 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from converters.files import open_buffer
+from converters.files import check_start, open_buffer
 from converters.torch7.encoding import KINDS, AsciiSource, BinarySource, DamagedError, Source, is_ascii
 from converters.torch7.objects import Function, Storage, Table, Tensor, TorchObject
 from surgery.errors import SurgeryError
@@ -29,7 +29,6 @@ _HEADERS = (b"\x04\0\0\0\x01\0\0\0\x03\0\0\0V 1", b"4\n1\n3\nV 1\n")  # of a fil
 _FOREIGN = {
     b"\x80\x02": "a PyTorch file, whatever its name says; call it .pt and convert it as that",
     b"PK\x03\x04": "a PyTorch file, whatever its name says; call it .pt and convert it as that",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
     b"<": "a web page; download the file again",
 }
 _MOST_DIMENSIONS = 64
@@ -58,8 +57,7 @@ def read(path: Path) -> Any:
         buffer = open_buffer(path)
     except OSError as error:
         raise SurgeryError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not len(buffer):
-        raise SurgeryError(f"{path}: is empty; copy it again")
+    check_start(path, buffer[:64])
     for start, what in _FOREIGN.items():
         if buffer[: len(start)] == start:
             raise SurgeryError(f"{path}: is {what}")
