@@ -20,6 +20,7 @@ from converters.options import Dim, Shape, input_shapes
 from converters.pytorch.clean import clean
 from surgery.errors import SurgeryError
 from surgery.proto import first_line
+from surgery.quiet import quiet
 
 __all__ = ["example", "export", "set_modes"]
 
@@ -220,14 +221,7 @@ def _export_script(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporters' progress and deprecations to themselves."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    loggers = quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with loggers, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from converters.tensorflow.patterns import (
 )
 from converters.tensorflow.source import VARIABLES, Source, read_source, tensorflow
 from surgery.errors import SurgeryError
+from surgery.quiet import quiet
 
 __all__ = ["prepare", "translate"]
 
@@ -43,7 +43,7 @@ def translate(
     tf = tensorflow()
     load_extra("tf2onnx", "tensorflow", "converting from TensorFlow")
     source = read_source(path, inputs, outputs, signature)
-    with _quiet(), _as_one_line(path):
+    with quiet("tensorflow", "tf2onnx"), _as_one_line(path):
         parameters = prepare(tf, source)
         _set_shapes(source, shapes, batch)
         model = ir.from_proto(_to_onnx(tf, source))
@@ -180,20 +180,6 @@ def _public_names(source: Source) -> dict[str, str]:
         if tensor not in found:
             found[tensor] = name if name not in source.inputs else f"{name}_2"
     return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TensorFlow and tf2onnx from logging what is raised anyway."""
-    loggers = [logging.getLogger(name) for name in ("tensorflow", "tf2onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -22,6 +20,7 @@ from surgery.io.tensors import Source
 from surgery.io.thin import thin
 from surgery.io.versions import MAX_OPSET, MIN_OPSET
 from surgery.proto import BIG, first_line
+from surgery.quiet import quiet
 from surgery.wiring import check_wiring
 
 __all__ = ["load"]
@@ -62,7 +61,9 @@ def load(path: str | os.PathLike[str], *, oldest: int = MIN_OPSET) -> ir.Model:
         raise SurgeryError(f"{path}: is not a readable ONNX file, or is truncated ({first_line(error)})") from error
     check_names(proto, path)
     try:
-        with _quiet():
+        # Keeps onnx-ir from logging what is raised, and onnx from warning of what is ignored.
+        with quiet("onnx_ir"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             model = ir.from_proto(proto)
             if not len(model.graph) and not model.graph.outputs:
                 raise SurgeryError(f"{path}: is not an ONNX model (it has no graph)")
@@ -90,17 +91,3 @@ def _check_opset(model: ir.Model, path: Path, oldest: int) -> None:
             f"{path}: uses operator set {opset}; {oldest} is the oldest that ONNX Runtime reads; export it anew or "
             "raise it with `surgery convert`"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps onnx-ir from logging what is raised, and onnx from warning of what is ignored."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
