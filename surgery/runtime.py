@@ -122,7 +122,14 @@ def _cuda_failure() -> str | None:
     return None
 
 
-def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = None, plan: bool = True) -> Any:
+def session(
+    model: ir.Model,
+    providers: Sequence[str],
+    *,
+    threads: int | None = None,
+    plan: bool = True,
+    spin: bool = True,
+) -> Any:
     """Returns an `onnxruntime.InferenceSession` of `model`.
 
     Args:
@@ -131,6 +138,7 @@ def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = 
         threads: How many threads an operator may use; all cores by default.
         plan: Let the runtime lay out a run's memory in one block from its second run on. The block comes on top of what
             the first run took: where that is much, as in training, the peak is lower without.
+        spin: Let its threads wait actively after a run, for the next one to begin sooner; it takes time from others'.
 
     Raises:
         SurgeryError: The runtime refuses the model; the message is its own.
@@ -141,6 +149,8 @@ def session(model: ir.Model, providers: Sequence[str], *, threads: int | None = 
     options.enable_mem_pattern = plan
     if threads:
         options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     proto, weights = light_proto(model, BIG)
     names, values = [], []
     for tensor in proto.graph.initializer:

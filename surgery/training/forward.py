@@ -77,6 +77,7 @@ class Forward:
     op: Emitter
     batch: list[str]
     terms: list[Term]
+    logits: list[ir.Value]
     measures: dict[str, ir.Value]
     parameters: list[ir.Value]
     statistics: list[ir.Value]
@@ -127,7 +128,7 @@ def forward_pass(
     terms, measures = _write_terms(op, logits, losses)
     graph.outputs[:] = [*measures.values(), *(logits.values() if predictions else ()), *kept]
     infer_shapes(model)
-    return Forward(model, op, batch, terms, measures, parameters, statistics)
+    return Forward(model, op, batch, terms, list(logits.values()), measures, parameters, statistics)
 
 
 def _strip(graph: ir.Graph, end: ir.Value, loss: Any) -> Any:

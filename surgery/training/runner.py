@@ -10,6 +10,8 @@ import numpy as np
 
 from surgery import runtime
 from surgery.data import Arrays
+from surgery.training.parallel import Shards
+from surgery.training.shards import gradient_input
 from surgery.training.step import Step
 
 __all__ = ["Evaluation", "Training"]
@@ -53,13 +55,20 @@ class _Graph:
         providers: Execution providers.
         device: Where the buffers are.
         shared: Buffers whose next value is written over them, which another graph has as well.
+        spin: As `runtime.session` takes it.
     """
 
     def __init__(
-        self, step: Step, initial: Mapping[str, np.ndarray], providers: list[str], device: str, shared: dict[str, Any]
+        self,
+        step: Step,
+        initial: Mapping[str, np.ndarray],
+        providers: list[str],
+        device: str,
+        shared: dict[str, Any],
+        spin: bool = True,
     ) -> None:
         self.step_graph = step
-        self.session = runtime.session(step.model, providers, plan=False)
+        self.session = runtime.session(step.model, providers, plan=False, spin=spin)
         ort_value = runtime.load_runtime().OrtValue
         own = [name for name in step.carried if name not in shared]
         first, second = (
@@ -69,9 +78,11 @@ class _Graph:
         self._sets = [first | shared, first | second | shared]
         self.scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in step.measures]
         self._turn = 0
-        self._bindings = [self._bind(*self._sets), self._bind(*reversed(self._sets))]
+        self._bindings = [self.bind(), self.bind(1)]
 
-    def _bind(self, source: dict[str, Any], target: dict[str, Any]) -> Any:
+    def bind(self, later: int = 0) -> Any:
+        """A binding for the next run, or the one after it, that reads and writes everything carried."""
+        source, target = self._sets[self._turn ^ later], self._sets[self._turn ^ later ^ 1]
         binding = self.session.io_binding()
         for output, value in zip(self.session.get_outputs()[: len(self.scalars)], self.scalars, strict=True):
             binding.bind_ortvalue_output(output.name, value)
@@ -85,9 +96,9 @@ class _Graph:
         """What the next run reads and writes."""
         return self._bindings[self._turn]
 
-    def run(self) -> None:
+    def run(self, binding: Any = None) -> None:
         """Runs the graph once."""
-        self.session.run_with_iobinding(self.binding)
+        self.session.run_with_iobinding(binding or self.binding)
         self._turn ^= 1
 
     @property
@@ -107,16 +118,20 @@ class Training:
     def __init__(self, step: Step, providers: list[str]) -> None:
         self.step_graph = step
         self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
+        ort_value = runtime.load_runtime().OrtValue
         update, shared = step.update, {}
         if update is not None:  # the sums of gradients, which both graphs carry
-            ort_value = runtime.load_runtime().OrtValue
             for name in step.carried.keys() & update.carried.keys():
                 shared[name] = ort_value.ortvalue_from_numpy(np.array(step.initial[name], order="C"), self.device)
+        self._shards: Shards | None = None
+        if update is not None and step.shards > 1:
+            self._shards = Shards(step, providers)
+            self._update = self._graph = _Graph(update, step.initial, providers, self.device, {}, spin=False)
+            return
         self._graph = _Graph(step, step.initial, providers, self.device, shared)
         self._update = (
             _Graph(update, step.initial, providers, self.device, shared) if update is not None else self._graph
         )
-        self.session = self._graph.session
 
     def run(
         self,
@@ -139,6 +154,8 @@ class Training:
         Returns:
             What the step measures (``step.measures``), before the update; the loss first.
         """
+        if self._shards is not None:
+            return self._run_shards(self._shards, examples, targets, learning_rate, momentum)
         binding = self._graph.binding
         _bind_batch(binding, self.step_graph, examples, targets)
         if self._update is not self._graph:
@@ -153,10 +170,32 @@ class Training:
             self._graph.run()
         return tuple(float(value.numpy()) for value in self._graph.scalars)
 
+    def _run_shards(
+        self, shards: Shards, examples: Arrays, targets: Arrays, learning_rate: float, momentum: float | None
+    ) -> tuple[float, ...]:
+        step = self.step_graph
+        measures, gradients = shards.run(self.values, examples, targets)
+        binding = self._update.bind()  # anew, for the gradients to be gone after the update
+        for shard in range(step.shards):
+            for name in step.gradients:
+                gradient = gradients[shard] if shard < len(gradients) else self._zeros
+                binding.bind_ortvalue_input(gradient_input(name, shard), gradient[name])
+        self._bind_rates(binding, learning_rate, momentum)
+        self._update.run(binding)
+        return tuple(measures)
+
+    @functools.cached_property
+    def _zeros(self) -> dict[str, Any]:
+        """The gradients of a shard for which a small batch has no example."""
+        array = runtime.load_runtime().OrtValue.ortvalue_from_numpy
+        return {
+            name: array(np.zeros(self.step_graph.initial[name].shape, np.float32)) for name in self.step_graph.gradients
+        }
+
     @functools.cached_property
     def _borrowed(self) -> list[str]:
         """What the gradients' graph reads and only the other one changes: the parameters."""
-        read = {i.name for i in self.session.get_inputs()} - self.step_graph.carried.keys()
+        read = {i.name for i in self._graph.session.get_inputs()} - self.step_graph.carried.keys()
         return [name for name in self._update.values if name in read]
 
     @staticmethod

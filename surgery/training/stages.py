@@ -22,6 +22,7 @@ from surgery.training.phases import Phase, restrict
 from surgery.training.prefix import Split, split
 from surgery.training.runner import Evaluation, Training
 from surgery.training.settings import TrainSettings
+from surgery.training.shards import cores
 from surgery.training.step import Step, Term, evaluation_step, training_step
 from surgery.training.targets import fit
 
@@ -129,6 +130,8 @@ class Stages:
             accumulate=settings.accumulate > 1,
             momentum=settings.cycles_momentum,
             average=settings.ema,
+            batch_size=settings.batch_size,
+            threads=1 if self._providers[0].startswith("CUDA") else cores(),
         )
 
     def _divide(self, network: ir.Model) -> tuple[Split | None, list[Features | None], list[str]]:

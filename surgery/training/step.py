@@ -24,6 +24,7 @@ from surgery.training.accumulation import examples_in, means, write_sums
 from surgery.training.forward import Forward, Term, forward_pass
 from surgery.training.losses import Objective
 from surgery.training.optimizers import Link, MovingAverage, write_updates
+from surgery.training.shards import add_up, divide, gradient_outputs, share_input
 from surgery.training.winograd import minimize_convolutions
 
 __all__ = ["Step", "Term", "evaluation_step", "training_step"]
@@ -45,7 +46,10 @@ class Step:
         statistics: Which of these are running statistics.
         averages: The carried input that has a weight's moving average, by the weight's name.
         update: Where gradients are accumulated, the graph that updates the parameters; it carries them, the state and
-            the sums, and this one the sums and running statistics.
+            the sums, and this one the sums and running statistics. Where batches are divided, it reads the gradients
+            of all shards.
+        shards: Among how many threads the examples of a batch are divided; this graph is then that of one of them.
+        gradients: The names of the outputs that have the gradients, where batches are divided, by the parameter's.
     """
 
     model: ir.Model
@@ -58,6 +62,8 @@ class Step:
     statistics: list[str] = dataclasses.field(default_factory=list)
     averages: dict[str, str] = dataclasses.field(default_factory=dict)
     update: Step | None = None
+    shards: int = 1
+    gradients: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -118,6 +124,8 @@ def training_step(
     accumulate: bool = False,
     momentum: bool = False,
     average: MovingAverage | None = None,
+    batch_size: int = 1,
+    threads: int = 1,
 ) -> Step:
     """Builds the step graph that trains `model`, which is left as it is.
 
@@ -136,25 +144,35 @@ def training_step(
         accumulate: Only add the gradients up; `Step.update` is the graph that updates the parameters by their mean.
         momentum: Take the momentum with each step, as the learning rate.
         average: Keep a moving average of the weights.
+        batch_size: How many examples a batch has, as a rule.
+        threads: Among how many threads its examples may be divided, where that is faster (`surgery.training.shards`).
 
     Raises:
         SurgeryError: Nothing is trainable, or an operator on the way has no gradient.
     """
     forward = forward_pass(model, loss, output, "step/", changing=True)
     graph, op = forward.model.graph, forward.op
+    shards = 1 if accumulate or recompute else divide(forward, batch_size, threads)
     new = _training_mode(forward, seed, runs)
     if minimize_convolutions(op, forward.parameters):
         infer_shapes(forward.model)
     cost = forward.measures["loss"]
-    begin = examples_in(op, forward.batch[0]) if accumulate else op.constant(1.0, ir.DataType.FLOAT)
+    if shards > 1:
+        begin = share_input(op)
+    else:
+        begin = examples_in(op, forward.batch[0]) if accumulate else op.constant(1.0, ir.DataType.FLOAT)
     gradients = backward(graph, {cost: begin}, forward.parameters, fused=fused, recompute=recompute, emitter=op)
     missing = next((p for p in forward.parameters if p not in gradients), None)
     if missing is not None:
         raise SurgeryError(why_no_gradient(missing, [cost]))
     arrays = {str(p.name): _array(p) for p in forward.parameters}
     how: dict[str, Any] = {"momentum": momentum, "average": average, "counters": counters, "arrays": arrays}
-    update = None
-    if accumulate:
+    update, outputs = None, {}
+    if shards > 1:
+        outputs = gradient_outputs(op, {p: gradients[p] for p in forward.parameters})
+        update = _update_step(forward, links, how, shards)
+        states = update.initial
+    elif accumulate:
         sums, empty = write_sums(op, forward.parameters, gradients, begin)
         update = _update_step(forward, links, how)
         new, states = new | sums, update.initial | empty
@@ -162,19 +180,25 @@ def training_step(
         updates = write_updates(op, forward.parameters, gradients, links, **how)
         new, states = new | updates.after, updates.initial
     averages = {name: f"{name}/average" for name in arrays if average is not None}
-    step = _finish(forward, _carry(graph, new), states)
-    return dataclasses.replace(step, update=update, averages=averages)
+    carried = _carry(graph, new)
+    graph.outputs.extend(outputs.values())
+    step = _finish(forward, carried, states)
+    names = {name: str(value.name) for name, value in outputs.items()}
+    return dataclasses.replace(step, update=update, averages=averages, shards=shards, gradients=names)
 
 
-def _update_step(forward: Forward, links: Sequence[Link], how: Mapping[str, Any]) -> Step:
-    """The graph (sums of gradients, learning rate, parameters, state) → (new parameters, new state, empty sums)."""
+def _update_step(forward: Forward, links: Sequence[Link], how: Mapping[str, Any], shards: int = 1) -> Step:
+    """The graph (gradients, learning rate, parameters, state) → (new parameters, new state).
+
+    The gradients are those of the shards or, where there is one, the sums of several batches, which it empties.
+    """
     parameters = [ir.Value(name=p.name, shape=p.shape, type=p.type) for p in forward.parameters]
     for mine, theirs in zip(parameters, forward.parameters, strict=True):
         mine.metadata_props.update(theirs.metadata_props)
     opsets = {"": forward.model.graph.opset_imports[""]}
     graph = ir.Graph(parameters, [], nodes=[], opset_imports=opsets, name="update")
     op = Emitter(graph, "update/")
-    gradients, empty = means(op, parameters)
+    gradients, empty = (add_up(op, parameters, shards), {}) if shards > 1 else means(op, parameters)
     updates = write_updates(op, parameters, gradients, links, **how)
     carried = _carry(graph, updates.after | empty)
     return Step(ir.Model(graph, ir_version=IR_VERSION), [], [], [], carried, updates.initial, [])
