@@ -20,6 +20,7 @@ def _surgery() -> Build:
     from surgery.passes.freeze import Freeze, Unfreeze
     from surgery.training.optimizers import Sgd, chain
     from surgery.training.runner import Training
+    from surgery.training.shards import cores
     from surgery.training.step import training_step
 
     providers = runtime.providers("cpu")
@@ -30,7 +31,14 @@ def _surgery() -> Build:
         if task.case == "head":
             Freeze(layers="all")(model)
             Unfreeze(layers="head")(model)
-        step = training_step(model, chain(Sgd(momentum=MOMENTUM)), loss="cross_entropy", fused=fused)
+        step = training_step(
+            model,
+            chain(Sgd(momentum=MOMENTUM)),
+            loss="cross_entropy",
+            fused=fused,
+            batch_size=NETS[task.net].batch,
+            threads=cores(),
+        )
         training = Training(step, providers)
         examples, targets = load_batch(task)
         return Run(runtime.describe(), lambda: training.run(examples, targets, LEARNING_RATE)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -16,34 +17,12 @@ from surgery.training.step import Step
 
 __all__ = ["Evaluation", "Training"]
 
-_CHAIN = 6  # operators
-
 
 def _bind_batch(binding: Any, step: Step, examples: Arrays, targets: Arrays) -> None:
     for name in step.batch:
         binding.bind_cpu_input(name, examples[name] if isinstance(examples, Mapping) else examples)
     for term in step.terms:
         binding.bind_cpu_input(term.target, targets[term.output] if isinstance(targets, Mapping) else targets)
-
-
-def _overwritable(step: Step) -> set[str]:
-    """Which carried inputs may have their next value written over them, as an optimizer's state may.
-
-    All that reads them comes before the operator that computes the next value.
-    """
-    graph = step.model.graph
-    inputs, outputs = ({str(v.name): v for v in values} for values in (graph.inputs, graph.outputs))
-    found = set()
-    for name, output in step.carried.items():
-        readers = set(inputs[name].consumers())
-        producer = outputs[output].producer()
-        level = {producer} if producer is not None and producer not in readers else set()
-        for _ in range(_CHAIN):  # an optimizer's chain is short: what is further back, weights have
-            level = {p for node in level for v in node.inputs if v is not None and (p := v.producer()) is not None}
-            readers -= level
-        if not readers:
-            found.add(name)
-    return found
 
 
 class _Graph:
@@ -67,13 +46,13 @@ class _Graph:
         shared: dict[str, Any],
         spin: bool = True,
     ) -> None:
-        self.step_graph = step
+        self._carried = step.carried
         self.session = runtime.session(step.model, providers, plan=False, spin=spin)
         ort_value = runtime.load_runtime().OrtValue
         own = [name for name in step.carried if name not in shared]
         first, second = (
             {name: ort_value.ortvalue_from_numpy(np.array(initial[name], order="C"), device) for name in names}
-            for names in (own, set(own) - _overwritable(step))
+            for names in (own, set(own) - step.overwritable)
         )
         self._sets = [first | shared, first | second | shared]
         self.scalars = [ort_value.ortvalue_from_numpy(np.zeros((), np.float32), "cpu") for _ in step.measures]
@@ -86,7 +65,7 @@ class _Graph:
         binding = self.session.io_binding()
         for output, value in zip(self.session.get_outputs()[: len(self.scalars)], self.scalars, strict=True):
             binding.bind_ortvalue_output(output.name, value)
-        for name, output in self.step_graph.carried.items():
+        for name, output in self._carried.items():
             binding.bind_ortvalue_input(name, source[name])
             binding.bind_ortvalue_output(output, target[name])
         return binding
@@ -116,22 +95,21 @@ class Training:
     """
 
     def __init__(self, step: Step, providers: list[str]) -> None:
-        self.step_graph = step
+        initial = step.initial
+        self.step_graph = step = dataclasses.replace(step, initial={})  # as large as the model, and not needed again
         self.device = "cuda" if providers[0].startswith("CUDA") else "cpu"
         ort_value = runtime.load_runtime().OrtValue
         update, shared = step.update, {}
         if update is not None:  # the sums of gradients, which both graphs carry
             for name in step.carried.keys() & update.carried.keys():
-                shared[name] = ort_value.ortvalue_from_numpy(np.array(step.initial[name], order="C"), self.device)
+                shared[name] = ort_value.ortvalue_from_numpy(np.array(initial[name], order="C"), self.device)
         self._shards: Shards | None = None
         if update is not None and step.shards > 1:
             self._shards = Shards(step, providers)
-            self._update = self._graph = _Graph(update, step.initial, providers, self.device, {}, spin=False)
+            self._update = self._graph = _Graph(update, initial, providers, self.device, {}, spin=False)
             return
-        self._graph = _Graph(step, step.initial, providers, self.device, shared)
-        self._update = (
-            _Graph(update, step.initial, providers, self.device, shared) if update is not None else self._graph
-        )
+        self._graph = _Graph(step, initial, providers, self.device, shared)
+        self._update = _Graph(update, initial, providers, self.device, shared) if update is not None else self._graph
 
     def run(
         self,
@@ -188,9 +166,8 @@ class Training:
     def _zeros(self) -> dict[str, Any]:
         """The gradients of a shard for which a small batch has no example."""
         array = runtime.load_runtime().OrtValue.ortvalue_from_numpy
-        return {
-            name: array(np.zeros(self.step_graph.initial[name].shape, np.float32)) for name in self.step_graph.gradients
-        }
+        values = self._update.values
+        return {name: array(np.zeros(values[name].shape(), np.float32)) for name in self.step_graph.gradients}
 
     @functools.cached_property
     def _borrowed(self) -> list[str]:

@@ -8,6 +8,8 @@ folds and fuses the frozen part as it does for inference.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
 from surgery.training.accumulation import examples_in, means, write_sums
 from surgery.training.forward import Forward, Term, forward_pass
+from surgery.training.in_place import overwritable, waits
 from surgery.training.losses import Objective
 from surgery.training.optimizers import Link, MovingAverage, write_updates
 from surgery.training.shards import add_up, divide, gradient_outputs, share_input
@@ -68,7 +71,19 @@ class Step:
     @property
     def size(self) -> int:
         """How many numbers gradients change."""
-        return sum(self.initial[name].size for name in set(self.weights) - set(self.statistics))
+        trained = set(self.weights) - set(self.statistics)
+        return sum(math.prod(v.shape.numpy()) for v in self.model.graph.inputs if v.name in trained and v.shape)
+
+    @functools.cached_property
+    def overwritable(self) -> set[str]:
+        """Which carried inputs may have their next value written over them."""
+        graph = self.model.graph
+        return overwritable(graph, _batch(graph, self.batch, self.terms), self.carried)
+
+
+def _batch(graph: ir.Graph, batch: Sequence[str], terms: Sequence[Term]) -> list[ir.Value]:
+    """The inputs that take examples and targets."""
+    return [v for v in graph.inputs if v.name in {*batch, *(term.target for term in terms)}]
 
 
 def _training_mode(forward: Forward, seed: int, runs: int) -> dict[str, ir.Value]:
@@ -177,7 +192,8 @@ def training_step(
         update = _update_step(forward, links, how)
         new, states = new | sums, update.initial | empty
     else:
-        updates = write_updates(op, forward.parameters, gradients, links, **how)
+        late = waits(op, {p: gradients[p] for p in forward.parameters}, _batch(graph, forward.batch, forward.terms))
+        updates = write_updates(op, forward.parameters, gradients, links, waits=late, **how)
         new, states = new | updates.after, updates.initial
     averages = {name: f"{name}/average" for name in arrays if average is not None}
     carried = _carry(graph, new)

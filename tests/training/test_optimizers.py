@@ -421,21 +421,6 @@ def test_a_momentum_that_comes_with_each_step(name: str) -> None:
     same(training, net)
 
 
-def test_state_is_written_in_place_and_weights_are_not() -> None:
-    op, x = graph_with_input("N", 3)
-    x = op.Gemm(x, parameter(op, "fc.weight", torch.ones(3, 4)), _name="fc")
-    model = model_of(op.graph, {"prob": op.Softmax(x, axis=1)})
-    for optimizer, slots in (("sgd", {"momentum"}), ("adam", {"m", "v"}), ("adadelta", {"v", "delta"})):
-        step = training_step(model, TrainSettings(optimizer=optimizer).links())  # type: ignore[arg-type]
-        training = Training(step, CPU)
-        before = dict(training.values)
-        training.run(np.ones((2, 3), np.float32), np.array([0, 1]), 0.1)
-        shared = {name for name, value in training.values.items() if value is before[name]}
-        assert shared >= {f"fc.weight/{slot}" for slot in slots}
-        assert "fc.weight" not in shared
-        assert (step.initial["fc.weight"] == 1).all()
-
-
 CLIPS: list[dict[str, Any]] = [{}, {"clip_value": 0.1}, {"clip_norm": 0.5}, {"clip_each_norm": 0.5}]
 CONSTRAINTS: list[Any] = [
     {"max_norm": 1.0},

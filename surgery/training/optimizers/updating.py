@@ -136,8 +136,11 @@ class Updating:
         rate_applied: Whether what is behind the last link has the learning rate already.
     """
 
-    def __init__(self, updates: Updates, parameter: ir.Value, counter: str = "step") -> None:
+    def __init__(
+        self, updates: Updates, parameter: ir.Value, counter: str = "step", wait: ir.Value | None = None
+    ) -> None:
         self.all = updates
+        self._wait = wait
         self.clock = Clock(updates, counter)
         self.op = updates.op
         self.parameter = parameter
@@ -149,7 +152,9 @@ class Updating:
     def state(self, slot: str, start: float = 0.0) -> ir.Value:
         """State of the parameter's shape, `start` everywhere at first."""
         assert self.parameter.shape is not None
-        return self.all.state(f"{self.parameter.name}/{slot}", np.full(self.parameter.shape.numpy(), start, np.float32))
+        shape = self.parameter.shape.numpy()
+        first = np.full(shape, start, np.float32) if start else np.zeros(shape, np.float32)  # takes no memory yet
+        return self.all.state(f"{self.parameter.name}/{slot}", first)
 
     def keep(self, slot: str, value: ir.Value) -> ir.Value:
         """Says what the state becomes; returns it."""
@@ -183,7 +188,9 @@ class Updating:
 
     def rate(self) -> ir.Value:
         """The learning rate with the parameter's multiplier."""
-        return self._times(self.all.learning_rate, self.marks.learning_rate)
+        rate = self._times(self.all.learning_rate, self.marks.learning_rate)
+        wait = self._wait
+        return rate if wait is None else self.all.once((rate, wait), lambda: self.op.Add(rate, wait))
 
     def _times(self, scalar: ir.Value, factor: float | ir.Value) -> ir.Value:
         return scalar if factor == 1 else self.all.once((scalar, factor), lambda: self.op.Mul(scalar, factor))
@@ -221,6 +228,7 @@ def write_updates(
     average: MovingAverage | None = None,
     counters: Mapping[str, str] | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
+    waits: Mapping[ir.Value, ir.Value] | None = None,
 ) -> Updates:
     """Emits the update of every parameter; the learning rate, and the momentum if asked for, become inputs.
 
@@ -233,11 +241,13 @@ def write_updates(
         average: Keep a moving average of each parameter as its state ``average``.
         counters: The name of the state that counts a parameter's updates, by its name; by default ``step``.
         arrays: The parameters' first values by name, where there is an average, which begins with them.
+        waits: A zero, by parameters, that is computed when the parameter may be written over.
     """
     updates = Updates(op, [gradients[p] for p in parameters], momentum)
     for parameter in parameters:
         name = str(parameter.name)
-        u, value = Updating(updates, parameter, (counters or {}).get(name, "step")), gradients[parameter]
+        counter, wait = (counters or {}).get(name, "step"), (waits or {}).get(parameter)
+        u, value = Updating(updates, parameter, counter, wait), gradients[parameter]
         for link in links:
             value = link(u, value)
         new = updates.after[name] = u.update(value)
