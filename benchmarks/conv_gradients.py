@@ -75,7 +75,7 @@ LAYERS = {
     ],
     "ResNeXt": [Layer(8, 128, 28, 128, 3, 1, 1, 32)],
 }
-WAYS = ("_by_products", "_by_columns", "_by_example", "_by_sums", "_by_convolution")
+WAYS = ("_by_products", "_by_columns", "_by_example", "_by_sums", "_by_lines", "_by_convolution")
 
 
 def main() -> None:
@@ -129,7 +129,8 @@ def _row(layer: Layer, options: Any) -> list[float | None]:
         choice = kernel.choose
         for way in WAYS:
             depthwise = layer.group == layer.channels == layer.filters
-            if (way == "_by_sums" and not depthwise) or (way == "_by_columns" and layer.group > 1):
+            lines = depthwise and layer.stride == 1
+            if not {"_by_sums": depthwise, "_by_lines": lines, "_by_columns": layer.group == 1}.get(way, True):
                 times.append(None)
                 continue
             kernel.choose = lambda *_, way=way, **__: getattr(kernel, way)

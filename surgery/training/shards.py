@@ -9,7 +9,7 @@ the batch, its shard; the gradients of all are added up before the update.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,64 +28,32 @@ _MOST = 8  # shards; further cores go to the operators of each
 _GRADIENTS = 2**26  # numbers in the gradients of all shards: adding up more takes what is gained
 _WORTH = 2**18  # numbers that a shard computes, forward, so that it pays to start a thread
 
+_SIZES = (2, 7, 64)  # of batches: what is the same for all of them does not depend on their size
+
 # Operators that treat each example alone wherever the batch is the first dimension of what they read and give.
+# fmt: off
 _MAPS = {
-    *(
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "AveragePool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "LpPool",
-        "MaxPool",
-    ),
-    *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN"),
-    *(
-        "Celu",
-        "Clip",
-        "Elu",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "PRelu",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-    ),
-    *(
-        "Softplus",
-        "Softsign",
-        "Tanh",
-        "ThresholdedRelu",
-        "Abs",
-        "Add",
-        "Cast",
-        "Ceil",
-        "Cos",
-        "Div",
-        "Erf",
-        "Exp",
-        "Floor",
-    ),
-    *("Identity", "Log", "Max", "Mean", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Sign", "Sin", "Sqrt", "Sub", "Sum"),
-    *(
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSumExp",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceSum",
-        "ReduceSumSquare",
-    ),
-    *("DepthToSpace", "Expand", "Flatten", "Pad", "Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze"),
-    *("ConstantOfShape", "Unsqueeze", "Where"),
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "MaxPool",
+    "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LRN",
+    "Celu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Sigmoid",
+    "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
+    "Abs", "Add", "Cast", "Ceil", "Cos", "Div", "Erf", "Exp", "Floor", "Identity", "Log", "Max", "Mean", "Min", "Mul",
+    "Neg", "Pow", "Reciprocal", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Where",
+    "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare",
+    "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "Reshape", "SpaceToDepth", "Split", "Squeeze", "Unsqueeze",
 }
+# fmt: on
 _BY_AXIS = {"Concat": 1, "Gather": 0, "LayerNormalization": -1, "LogSoftmax": -1, "Softmax": -1}  # default of `axis`
+_FORM = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1}  # the input that may depend on the number of examples
+_RANDOM = {
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 
 
 def cores() -> int:
@@ -117,28 +85,30 @@ def _numbers_of_example(forward: Forward) -> int | None:
     """How many numbers the network computes for an example; None where examples may depend on each other."""
     needed, total = ancestors(forward.logits), 0
     of_batch = {v for v in forward.model.graph.inputs if v.name in forward.batch}
-    of_sizes: set[ir.Value] = set()  # what is computed from sizes, which may be the batch's
-    # What differs between two sizes of the batch depends on it.
-    sizes = (7, 11)
-    twins = [_of_size(forward, size) for size in sizes]
+    if not all(value.shape is not None and len(value.shape) for value in of_batch):
+        return None
+    of_size: set[ir.Value] = set()  # what may depend on the number of examples, but on no example
+    twins = {size: _of_size(forward, size) for size in _SIZES}
     for node in forward.model.graph:
-        if node not in needed or not (of_batch | of_sizes).intersection(node.inputs):
+        if node not in needed:
             continue
-        sized = node.op_type in ("Shape", "Size") or not of_batch.intersection(node.inputs)
-        if sized and node.op_type not in ("Expand", "ConstantOfShape"):
-            of_sizes.update(o for o in node.outputs if not _is_same(str(o.name), twins))
-            if any(o in of_sizes and o.dtype in FLOATS for o in node.outputs):
-                return None
+        if node.op_type in _RANDOM or _attribute(node, "training_mode", 0):
+            return None
+        if not (of_batch | of_size).intersection(node.inputs):
             continue
-        if not _is_map(node):
+        form = _FORM.get(node.op_type)
+        same = form is not None and node.outputs[0].dtype in FLOATS  # examples that are all alike, if a batch at all
+        if node.op_type in ("Shape", "Size") or not (same or of_batch.intersection(node.inputs)):
+            of_size.update(o for o in node.outputs if not _is_same(str(o.name), twins.values()))
+            continue
+        if not _is_map(node, of_batch) or any(v in of_size for i, v in enumerate(node.inputs) if i != form):
             return None
         for value in node.outputs:
-            if not value.uses() and value not in forward.logits:
-                continue
-            first, second = (_dims(twin.get(str(value.name))) for twin in twins)
-            if first[1:] != second[1:] or (*first[:1], *second[:1]) != sizes:
-                return None
-            total += int(np.prod(first[1:]))
+            if value.uses() or value in forward.logits:
+                dims = [(size, _dims(twin.get(str(value.name)))) for size, twin in twins.items()]
+                if any(found[:1] != [size] or found[1:] != dims[0][1][1:] for size, found in dims):
+                    return None
+                total += int(np.prod(dims[0][1][1:]))
         of_batch.update(node.outputs)
     return total
 
@@ -165,24 +135,31 @@ def _dims(value: ir.Value | None) -> list[int]:
     return list(shape.numpy()) if shape is not None and shape.is_static() else []
 
 
-def _is_same(name: str, twins: Sequence[Mapping[str, ir.Value]]) -> bool:
-    """Whether a value is the same for all sizes of the batch."""
-    first, second = (constant_value(twin[name], ()) if name in twin else None for twin in twins)
-    return first is not None and second is not None and np.array_equal(first, second)
+def _is_same(name: str, twins: Iterable[Mapping[str, ir.Value]]) -> bool:
+    """Whether a value is known to be the same for all sizes of the batch."""
+    first, *others = (constant_value(twin[name], ()) if name in twin else None for twin in twins)
+    return first is not None and all(other is not None and np.array_equal(first, other) for other in others)
 
 
-def _is_map(node: ir.Node) -> bool:
-    if node.domain or any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
-    ):
+def _is_map(node: ir.Node, of_batch: Collection[ir.Value]) -> bool:
+    """Whether what an example becomes depends on no other, if the batch is the first dimension before and after."""
+    rank = max(1, len(node.outputs[0].shape or ()))
+    if node.domain:
         return False
     if node.op_type == "Transpose":
-        return list(node.attributes["perm"].as_ints())[:1] == [0] if "perm" in node.attributes else False
+        return list(node.attributes.get_ints("perm", ()))[:1] == [0]
+    if node.op_type == "Gather" and node.inputs[0] not in of_batch:
+        return True
+    if node.op_type == "Slice":
+        axes = constant_value(node.inputs[3], ()) if len(node.inputs) > 3 and node.inputs[3] is not None else None
+        return axes is not None and bool((axes % rank != 0).all())
     if node.op_type in _BY_AXIS:
-        rank = len(node.outputs[0].shape or ())
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else _BY_AXIS[node.op_type]
-        return axis % max(1, rank) != 0
+        return _attribute(node, "axis", _BY_AXIS[node.op_type]) % rank != 0
     return node.op_type in _MAPS
+
+
+def _attribute(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 def share_input(op: Emitter) -> ir.Value:

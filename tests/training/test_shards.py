@@ -170,3 +170,44 @@ def test_many_parameters_are_not_worth_adding_up(monkeypatch: pytest.MonkeyPatch
         for most, want in ((3 * numbers, 3), (3 * numbers - 1, 2), (2 * numbers - 1, 1)):
             monkeypatch.setattr("surgery.training.shards._GRADIENTS", most)
             assert shards_of(model, threads=3) == want
+
+
+COUNT = "d = Shape(x) n = Gather(d, zero)"
+TRAPS = {
+    "reversed": "t = MatMul(x, v) r = Slice(t, back, end, zero, back) h = Mul(t, r)",
+    "shifted": "t = MatMul(x, v) r = Pad(t, shift) h = Mul(t, r)",
+    "power of the size": f"{COUNT} t = MatMul(x, v) a = Tanh(t) h = Pow(a, n)",
+    "if at least 8": f"{COUNT} c = GreaterOrEqual(n, eight) t = MatMul(x, v) a = Tanh(t) h = Where(c, a, t)",
+    "size modulo 4": f"{COUNT} c = Mod(n, four) f = Cast<to = 1>(c) t = MatMul(x, v) h = Mul(t, f)",
+    "slice as long as the size": f"{COUNT} t = MatMul(x, v) r = Slice(t, zero, n, one) "
+    "a = ReduceSum(r, one) h = Add(t, a)",
+    "dropout on weights": "u = Dropout(v) h = MatMul(x, u)",
+    "noise on weights": "r = RandomNormal<shape = [1, 4], seed = 3.0>() t = MatMul(x, v) h = Add(t, r)",
+    "the batch's statistics though frozen": "t = MatMul(x, v) h, k, l = BatchNormalization<training_mode = 1>"
+    "(t, s, b, m, q)",
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_what_looks_independent_and_is_not(name: str) -> None:
+    signature = (
+        "(float[N,4] x) => (float[N,2] y) <int64[1] zero = {0}, int64[1] one = {1}, int64[1] back = {-1}, "
+        "int64[1] end = {-100000}, int64[4] shift = {1,0,-1,0}, int64[1] eight = {8}, int64[1] four = {4}>"
+    )
+    weights = {"v": [4, 4], "w": [4, 2], "s": [4], "b": [4], "m": [4], "q": [4]}
+    model = parse(signature, f"{TRAPS[name]} y = MatMul(h, w)", weights)
+    for statistic in ("m", "q"):
+        set_marks(model.graph.initializers[statistic], trainable=False)
+    assert shards_of(model, loss="mean_squared_error") == 1
+
+
+def test_an_input_without_a_batch() -> None:
+    body = "t = MatMul(x, v) h = Mul(t, by) y = MatMul(h, w)"
+    model = parse("(float[N,4] x, float by) => (float[N,2] y)", body, {"v": [4, 4], "w": [4, 2]})
+    assert shards_of(model, loss="mean_squared_error") == 1
+
+
+def test_embeddings() -> None:
+    body = "e = Gather(table, x) f = Flatten(e) y = MatMul(f, w)"
+    model = parse("(int64[N,3] x) => (float[N,2] y)", body, {"table": [9, 4], "w": [12, 2]})
+    assert shards_of(model, loss="mean_squared_error") == 2

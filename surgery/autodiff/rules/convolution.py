@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ def _kernel(c: Context) -> list[int]:
 @fused_rule("Conv")
 def conv_fused(c: Context) -> Gradients:
     win = window(c, _kernel(c))
+    if _is_better_by_parts(c, win):
+        return NotImplemented
     outputs = c.op.ConvGrad(
         c.dy,
         c.x(0),
@@ -42,6 +45,13 @@ def conv_fused(c: Context) -> Gradients:
     if not c.wants(2):
         outputs[0].producer().resize_outputs(2)
     return [g if c.wants(i) else None for i, g in enumerate(outputs)]
+
+
+def _is_better_by_parts(c: Context, win: Window) -> bool:
+    """Whether a convolution is depthwise and so large that what ConvGrad does on one processor is slower."""
+    filters, each = c.dims(c.x(1))[:2]
+    depthwise = each == 1 and filters == c.attr("group", 1) and win.has_unit_strides and None not in win.size_y
+    return depthwise and (math.prod(win.kernel) >= 25 or math.prod(n or 1 for n in win.size_y) >= 2048)
 
 
 @rule("Conv")

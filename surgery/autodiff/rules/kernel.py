@@ -23,6 +23,8 @@ Way = Callable[[Context, ir.Value, ir.Value, Window, int], ir.Value]
 _FEW = 16  # channels; a product over fewer does not pay for bringing them to the end
 _SMALL = 256  # places; below, a batch of products of that length costs more than it computes
 _LARGE = 2048  # places; above, bringing the channels to the end costs more than it gains
+_MANY = 1024  # places; from here on, lines pay for wide kernels
+_WIDE_KERNEL = 25  # elements; from here on, products of lines are best taken at once
 _LARGE_KERNEL = 49  # elements; then the runtime's own convolution does better than that many slices
 
 
@@ -45,8 +47,12 @@ def choose(c: Context, win: Window, group: int, batch: int | None) -> Way:
     elements, places = math.prod(win.kernel), math.prod(n or _SMALL for n in win.size_y)
     if filters is None or each is None or (elements >= _LARGE_KERNEL and each < _FEW and group == 1):
         return _by_convolution
-    if each == 1 and group == filters and (places < _SMALL or not win.has_unit_strides):
-        return _by_sums
+    if each == 1 and group == filters:
+        if elements >= _WIDE_KERNEL:
+            return _by_lines if _has_lines(win) and places >= _MANY else _by_convolution
+        if places < _SMALL:
+            return _by_sums
+        return _by_lines if _has_lines(win) else _by_convolution
     if group == 1 and (each < _FEW or (elements == 1 and filters * each < places * (filters + each))):
         return _by_columns
     return _by_example if each < _FEW or places >= _LARGE or batch == 1 else _by_products
@@ -129,6 +135,35 @@ def _by_sums(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> 
     over = np.arange(1 + win.spatial)
     parts = [op.ReduceSum(op.Mul(s, rows), over, keepdims=0) for s in _shifted(c, x, dy, win, 1)]
     return _joined(c, parts, win)
+
+
+def _has_lines(win: Window) -> bool:
+    """Whether `_by_lines` can do it."""
+    known = None not in (*win.rest, *win.size_x, *win.size_y)
+    return win.spatial == 2 and win.has_unit_strides and known and not any(win.rest)
+
+
+def _by_lines(c: Context, x: ir.Value, dy: ir.Value, win: Window, group: int) -> ir.Value:
+    """Depthwise: X moved by whole lines meets dY moved along the lines, each laid out in one piece.
+
+    For a kernel of h × w elements h + w copies of contiguous places take the place of h · w copies of short rows.
+    """
+    op, (high, wide) = c.op, win.kernel
+    lines, length = int(win.size_y[0] or 0), int(win.size_x[1] or 0) + win.begin[1] + win.end[1]
+    flat = np.array([0, 0, 1, lines * length])
+    free = length - int(win.size_y[1] or 0)
+    along = []
+    for step in (win.dilations[1] * j for j in range(wide)):
+        along.append(op.Reshape(op.Pad(dy, np.array([0, 0, 0, step, 0, 0, 0, free - step])), flat))
+    columns = op.Transpose(op.Concat(*along, axis=2) if wide > 1 else along[0], perm=[0, 1, 3, 2])
+    padded, rows = _padded(c, x, win), []
+    for step in (win.dilations[0] * i for i in range(high)):
+        rows.append(op.Reshape(op.Slice(padded, np.array([step]), np.array([step + lines]), np.array([2])), flat))
+    if high * wide >= _WIDE_KERNEL:
+        rows = [op.Concat(*rows, axis=2)]
+    products = [op.MatMul(row, columns) for row in rows]  # [N, C, 1 or h, w]
+    total = op.ReduceSum(op.Concat(*products, axis=2) if len(products) > 1 else products[0], np.array([0]), keepdims=0)
+    return op.Reshape(total, np.array([*_sizes(c), high, wide]))
 
 
 def _sizes(c: Context) -> list[int]:

@@ -122,6 +122,9 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
         rest = [r or 0 for r in win.rest]
         end = [q + max(-r, 0) for q, r in zip(win.end, rest, strict=True)]
         extra = [max(r, 0) for r in rest]
+        flipped = _by_convolution(c, dy, w, win, group, rest)
+        if flipped is not None:
+            return flipped
         if all(e < s for e, s in zip(extra, win.strides, strict=True)):  # more is an error or wrong by the runtime
             return op.ConvTranspose(dy, w, pads=[*win.begin, *end], output_padding=extra, **attributes)
     # The size is unknown (or odd): all that windows reach, cut or filled up to the input's shape.
@@ -133,6 +136,32 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
     missing = op.Max(op.Sub(op.Add(sizes, begin), reached), np.zeros(1, np.int64))
     filled = op.Pad(full, op.Concat(np.zeros(win.spatial + 4, np.int64), missing, axis=0))
     return op.Slice(filled, begin, op.Add(sizes, begin), np.array(win.axes))
+
+
+def _by_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, group: int, rest: list[int]) -> ir.Value | None:
+    """The adjoint as a convolution by the flipped kernel, where that is faster; None where it is not.
+
+    The runtimes compute a ConvTranspose group by group, one example after the other, and use one processor then.
+    """
+    filters, each = c.dims(w)[:2]
+    if not win.has_unit_strides or (group == 1 and not win.is_pointwise) or filters is None or each is None:
+        return None
+    inner = [s - 1 for s in win.span]
+    begin = [s - p for s, p in zip(inner, win.begin, strict=True)]
+    end = [s - q + r for s, q, r in zip(inner, win.end, rest, strict=True)]
+    if min(begin + end) < 0:
+        return None
+    op, last = c.op, win.spatial
+    if max(win.kernel) > 1:
+        back = np.full(last, -1)
+        w = op.Slice(w, back, np.full(last, -(2**31)), np.array(win.axes), back)
+    if filters == group:
+        w = op.Reshape(w, np.array([group * each, 1, *win.kernel]))
+    else:
+        apart = op.Reshape(w, np.array([group, filters // group, each, *win.kernel]))
+        turned = op.Transpose(apart, perm=[0, 2, 1, *range(3, 3 + last)])
+        w = op.Reshape(turned, np.array([group * each, filters // group, *win.kernel]))
+    return op.Conv(dy, w, pads=[*begin, *end], dilations=win.dilations, group=group)
 
 
 def transposed_sum(c: Context, dy: ir.Value, win: Window) -> ir.Value:
