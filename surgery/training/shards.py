@@ -18,7 +18,7 @@ from surgery.autodiff.backward import FLOATS
 from surgery.autodiff.constants import constant_value, fold_shapes
 from surgery.emit import Emitter
 from surgery.io import infer_shapes
-from surgery.layers import ancestors
+from surgery.layers import ancestors, descendants
 from surgery.training.forward import Forward
 
 __all__ = ["SHARE", "add_up", "cores", "divide", "gradient_input", "gradient_outputs", "share_input"]
@@ -26,7 +26,7 @@ __all__ = ["SHARE", "add_up", "cores", "divide", "gradient_input", "gradient_out
 SHARE = "shard/share"  # the name of the input
 _MOST = 8  # shards; further cores go to the operators of each
 _GRADIENTS = 2**26  # numbers in the gradients of all shards: adding up more takes what is gained
-_WORTH = 2**18  # numbers that a shard computes, forward, so that it pays to start a thread
+_WORTH = 2**18  # numbers in a shard that gradients go through, so that it pays to start a thread
 
 _SIZES = (2, 7, 64)  # of batches: what is the same for all of them does not depend on their size
 
@@ -82,8 +82,11 @@ def _is_plain_mean(loss: object) -> bool:
 
 
 def _numbers_of_example(forward: Forward) -> int | None:
-    """How many numbers the network computes for an example; None where examples may depend on each other."""
-    needed, total = ancestors(forward.logits), 0
+    """How many numbers gradients go through for an example; None where examples may depend on each other.
+
+    What is frozen does not count: of inference, each thread would keep the packed weights once more and gain nothing.
+    """
+    needed, trained, total = ancestors(forward.logits), descendants(forward.parameters), 0
     of_batch = {v for v in forward.model.graph.inputs if v.name in forward.batch}
     if not all(value.shape is not None and len(value.shape) for value in of_batch):
         return None
@@ -108,7 +111,7 @@ def _numbers_of_example(forward: Forward) -> int | None:
                 dims = [(size, _dims(twin.get(str(value.name)))) for size, twin in twins.items()]
                 if any(found[:1] != [size] or found[1:] != dims[0][1][1:] for size, found in dims):
                     return None
-                total += int(np.prod(dims[0][1][1:]))
+                total += int(np.prod(dims[0][1][1:])) if node in trained else 0
         of_batch.update(node.outputs)
     return total
 

@@ -160,6 +160,11 @@ def test_what_a_shard_computes_must_be_worth_a_thread(monkeypatch: pytest.Monkey
     for worth, want in ((1680 * 4, 2), (1720 * 4, 1), (2**18, 1)):
         monkeypatch.setattr("surgery.training.shards._WORTH", worth)
         assert shards_of(squeezenet()) == want
+    frozen = squeezenet()
+    Freeze(layers={"first": 1})(frozen)  # c1 and r1 then do not count
+    for worth, want in ((990 * 4, 2), (1010 * 4, 1)):
+        monkeypatch.setattr("surgery.training.shards._WORTH", worth)
+        assert shards_of(frozen) == want
 
 
 def test_many_parameters_are_not_worth_adding_up(monkeypatch: pytest.MonkeyPatch) -> None:
