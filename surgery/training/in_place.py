@@ -18,6 +18,9 @@ from surgery.layers import descendants
 
 __all__ = ["overwritable", "waits"]
 
+_VIEWS = {
+    *("Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
+}
 _WORTH = 2**16  # numbers in a parameter for which an update waits
 
 
@@ -63,16 +66,18 @@ def _readers(value: ir.Value, of_batch: Collection[ir.Node], end: ir.Node | None
     """The operators that may read the memory of `value`, up to `end`.
 
     Those behind the ones that depend on no batch count, too: a runtime may fuse these, as a Transpose of a weight with
-    the MatMul behind it.
+    the MatMul behind it. So do those behind operators that may give the same memory in another shape.
     """
     found: set[ir.Node] = set()
-    values = [value]
+    values, seen = [value], {value}
     while values:
-        for node in values.pop().consumers():
-            if node not in found:
-                found.add(node)
-                if node not in of_batch and node is not end:
-                    values.extend(node.outputs)
+        read = values.pop()
+        for node in read.consumers():
+            found.add(node)
+            view = node.op_type in _VIEWS and node.inputs[0] is read
+            if (view or node not in of_batch) and node is not end:
+                values.extend(o for o in node.outputs if o not in seen)
+                seen.update(node.outputs)
     return found
 
 

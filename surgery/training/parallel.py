@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,8 @@ class Shards:
         others = [self._threads.submit(self._run, number, values, parts[number]) for number in range(1, len(parts))]
         try:
             results = [self._run(0, values, parts[0])]
-        finally:  # Ctrl-C, too, waits for the other threads
-            for other in others:
-                other.exception()
+        finally:  # nobody changes the weights while another thread reads them
+            wait(others)
         results += [other.result() for other in others]
         measured = [[float(value.numpy()) for value in result[: len(step.measures)]] for result in results]
         gradients = [dict(zip(self._outputs, result, strict=True)) for result in results]

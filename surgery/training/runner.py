@@ -76,7 +76,7 @@ class _Graph:
         return self._bindings[self._turn]
 
     def run(self, binding: Any = None) -> None:
-        """Runs the graph once."""
+        """Runs the graph once; what it carries is undefined afterwards if that fails."""
         self.session.run_with_iobinding(binding or self.binding)
         self._turn ^= 1
 

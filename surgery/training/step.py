@@ -206,7 +206,7 @@ def training_step(
 def _update_step(forward: Forward, links: Sequence[Link], how: Mapping[str, Any], shards: int = 1) -> Step:
     """The graph (gradients, learning rate, parameters, state) → (new parameters, new state).
 
-    The gradients are those of the shards or, where there is one, the sums of several batches, which it empties.
+    The gradients are those of the shards or, with one, the sums of several batches, which it empties.
     """
     parameters = [ir.Value(name=p.name, shape=p.shape, type=p.type) for p in forward.parameters]
     for mine, theirs in zip(parameters, forward.parameters, strict=True):

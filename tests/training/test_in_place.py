@@ -14,7 +14,8 @@ from surgery.training import in_place
 from surgery.training.optimizers import Sgd, chain
 from surgery.training.runner import Training
 from surgery.training.settings import TrainSettings
-from surgery.training.step import training_step
+from surgery.training.step import Step, training_step
+from tests.graphs import parse
 from tests.nets import batches, graph_with_input, lenet, model_of, parameter, torch_lenet, torch_losses
 
 pytestmark = pytest.mark.training
@@ -101,6 +102,33 @@ def test_a_weight_that_is_read_twice_and_transposed_is_written_over_after_both(e
     data = batches(20, 8, (6,), 4)
     want = torch_losses(net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9), data)
     np.testing.assert_allclose([training.run(*batch, 0.1)[0] for batch in data], want, rtol=1e-5)
+
+
+def reshaped() -> ir.Model:
+    """Reads a weight twice, once in a shape that goes by the batch's: the runtimes do not copy it for that."""
+    body = (
+        "q0 = MatMul(x, a) q = Tanh(q0) s = Shape(x) n = Slice(s, one, three) r = Reshape(w, n) t0 = MatMul(q, r) "
+        "t = Tanh(t0) h0 = MatMul(t, w) h = Tanh(h0) f = Flatten(h) y = MatMul(f, last)"
+    )
+    signature = "(float[N,P,Q] x) => (float[N,2] y) <int64[1] one = {1}, int64[1] three = {3}>"
+    return parse(signature, body, {"a": [6, 6], "w": [6, 6], "last": [36, 2]})
+
+
+@pytest.mark.parametrize("worth", [1, 2**16])
+def test_a_view_of_a_weight_is_read_before_it_is_written_over(worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_place, "_WORTH", worth)
+    found = []
+    for apart in (False, True):
+        if apart:
+            monkeypatch.setattr(Step, "overwritable", set())
+        training = Training(training_step(reshaped(), chain(Sgd(momentum=0)), loss="mean_squared_error"), CPU)
+        random = np.random.default_rng(0)
+        for _ in range(5):
+            x, y = random.normal(size=(8, 6, 6)), random.normal(size=(8, 2))
+            training.run(x.astype(np.float32), y.astype(np.float32), 0.02)
+        found.append(training.weights())
+    for name, weight in found[0].items():
+        assert np.array_equal(weight, found[1][name]), name
 
 
 def graph_of_update(late: bool) -> tuple[ir.Graph, ir.Value]:

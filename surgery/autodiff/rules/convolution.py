@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from surgery.autodiff.backward import Context, Gradients, fused_rule, rule
-from surgery.autodiff.rules.kernel import weight_gradient
+from surgery.autodiff.rules.kernel import LARGE, weight_gradient
 from surgery.autodiff.rules.window import Window, transpose_convolution, window
 from surgery.errors import SurgeryError
 
@@ -48,10 +48,10 @@ def conv_fused(c: Context) -> Gradients:
 
 
 def _is_better_by_parts(c: Context, win: Window) -> bool:
-    """Whether a convolution is depthwise and so large that what ConvGrad does on one processor is slower."""
+    """Whether a convolution is depthwise and so large that ConvGrad, which does that on one processor, is slower."""
     filters, each = c.dims(c.x(1))[:2]
     depthwise = each == 1 and filters == c.attr("group", 1) and win.has_unit_strides and None not in win.size_y
-    return depthwise and (math.prod(win.kernel) >= 25 or math.prod(n or 1 for n in win.size_y) >= 2048)
+    return depthwise and c.wants(0) and c.wants(1) and math.prod(n or 1 for n in win.size_y) >= 2 * LARGE
 
 
 @rule("Conv")

@@ -16,13 +16,13 @@ import onnx_ir as ir
 from surgery.autodiff.backward import Context
 from surgery.autodiff.rules.window import Window
 
-__all__ = ["choose", "weight_gradient"]
+__all__ = ["LARGE", "choose", "weight_gradient"]
 
 Way = Callable[[Context, ir.Value, ir.Value, Window, int], ir.Value]
 
 _FEW = 16  # channels; a product over fewer does not pay for bringing them to the end
 _SMALL = 256  # places; below, a batch of products of that length costs more than it computes
-_LARGE = 2048  # places; above, bringing the channels to the end costs more than it gains
+LARGE = 2048  # places; above, bringing the channels to the end costs more than it gains
 _MANY = 1024  # places; from here on, lines pay for wide kernels
 _WIDE_KERNEL = 25  # elements; from here on, products of lines are best taken at once
 _LARGE_KERNEL = 49  # elements; then the runtime's own convolution does better than that many slices
@@ -52,10 +52,12 @@ def choose(c: Context, win: Window, group: int, batch: int | None) -> Way:
             return _by_lines if _has_lines(win) and places >= _MANY else _by_convolution
         if places < _SMALL:
             return _by_sums
-        return _by_lines if _has_lines(win) else _by_convolution
+        if win.has_unit_strides:
+            return _by_lines if _has_lines(win) else _by_example
+        return _by_convolution
     if group == 1 and (each < _FEW or (elements == 1 and filters * each < places * (filters + each))):
         return _by_columns
-    return _by_example if each < _FEW or places >= _LARGE or batch == 1 else _by_products
+    return _by_example if each < _FEW or places >= LARGE or batch == 1 else _by_products
 
 
 def _shifted(c: Context, x: ir.Value, dy: ir.Value, win: Window, first: int) -> Iterator[ir.Value]:

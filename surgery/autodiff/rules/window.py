@@ -122,7 +122,7 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
         rest = [r or 0 for r in win.rest]
         end = [q + max(-r, 0) for q, r in zip(win.end, rest, strict=True)]
         extra = [max(r, 0) for r in rest]
-        flipped = _by_convolution(c, dy, w, win, group, rest)
+        flipped = _by_flipped_kernel(c, dy, w, win, group, rest)
         if flipped is not None:
             return flipped
         if all(e < s for e, s in zip(extra, win.strides, strict=True)):  # more is an error or wrong by the runtime
@@ -138,7 +138,9 @@ def transpose_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, gr
     return op.Slice(filled, begin, op.Add(sizes, begin), np.array(win.axes))
 
 
-def _by_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, group: int, rest: list[int]) -> ir.Value | None:
+def _by_flipped_kernel(
+    c: Context, dy: ir.Value, w: ir.Value, win: Window, group: int, rest: list[int]
+) -> ir.Value | None:
     """The adjoint as a convolution by the flipped kernel, where that is faster; None where it is not.
 
     The runtimes compute a ConvTranspose group by group, one example after the other, and use one processor then.
@@ -151,15 +153,15 @@ def _by_convolution(c: Context, dy: ir.Value, w: ir.Value, win: Window, group: i
     end = [s - q + r for s, q, r in zip(inner, win.end, rest, strict=True)]
     if min(begin + end) < 0:
         return None
-    op, last = c.op, win.spatial
+    op = c.op
     if max(win.kernel) > 1:
-        back = np.full(last, -1)
-        w = op.Slice(w, back, np.full(last, -(2**31)), np.array(win.axes), back)
+        back = np.full(win.spatial, -1)
+        w = op.Slice(w, back, np.full(win.spatial, -(2**31)), np.array(win.axes), back)
     if filters == group:
         w = op.Reshape(w, np.array([group * each, 1, *win.kernel]))
     else:
         apart = op.Reshape(w, np.array([group, filters // group, each, *win.kernel]))
-        turned = op.Transpose(apart, perm=[0, 2, 1, *range(3, 3 + last)])
+        turned = op.Transpose(apart, perm=[0, 2, 1, *range(3, 3 + win.spatial)])
         w = op.Reshape(turned, np.array([group * each, filters // group, *win.kernel]))
     return op.Conv(dy, w, pads=[*begin, *end], dilations=win.dilations, group=group)
 
