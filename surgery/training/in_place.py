@@ -18,9 +18,10 @@ from surgery.layers import descendants
 
 __all__ = ["overwritable", "waits"]
 
-_VIEWS = {
-    *("Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"),
-}
+# Operators that a runtime may leave out, so that what reads their output reads their input.
+_VIEWS = frozenset(
+    ("Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+)
 _WORTH = 2**16  # numbers in a parameter for which an update waits
 
 
