@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from surgery.emit import Emitter
 
-__all__ = ["examples_in", "means", "write_sums"]
+__all__ = ["examples_in", "float_input", "means", "write_sums"]
 
 _EXAMPLES = "accumulated"  # the state that counts them
 
@@ -41,11 +41,11 @@ def write_sums(
         gradients: Of the loss's mean over the batch times `examples`.
         examples: How many examples the batch has.
     """
-    result = {_EXAMPLES: op.Add(_input(op, _EXAMPLES, ir.Shape(())), examples)}
+    result = {_EXAMPLES: op.Add(float_input(op, _EXAMPLES, ir.Shape(())), examples)}
     empty = {_EXAMPLES: np.zeros((), np.float32)}
     for parameter in parameters:
         name = _sum_of(str(parameter.name))
-        result[name] = op.Add(_input(op, name, parameter.shape), gradients[parameter])
+        result[name] = op.Add(float_input(op, name, parameter.shape), gradients[parameter])
         assert parameter.shape is not None
         empty[name] = np.zeros(parameter.shape.numpy(), np.float32)
     return result, empty
@@ -53,19 +53,20 @@ def write_sums(
 
 def means(op: Emitter, parameters: Sequence[ir.Value]) -> tuple[dict[ir.Value, ir.Value], dict[str, ir.Value]]:
     """Emits the mean gradient of each parameter, and the empty sums that the next group begins with, by name."""
-    examples, zero = _input(op, _EXAMPLES, ir.Shape(())), op.constant(np.float32(0))
+    examples, zero = float_input(op, _EXAMPLES, ir.Shape(())), op.constant(np.float32(0))
     share = op.Div(op.constant(np.float32(1)), examples)
     found, empty = {}, {_EXAMPLES: op.Where(op.constant(np.array(True)), zero, share)}
     for parameter in parameters:
         name = _sum_of(str(parameter.name))
-        found[parameter] = op.Mul(_input(op, name, parameter.shape), share)
+        found[parameter] = op.Mul(float_input(op, name, parameter.shape), share)
         # Of the mean, not the sum: so nothing reads the sum any more when its place is written to. Not by a product
         # with 0, which keeps what is no number.
         empty[name] = op.Where(op.constant(np.array(True)), zero, found[parameter])
     return found, empty
 
 
-def _input(op: Emitter, name: str, shape: ir.Shape | None) -> ir.Value:
+def float_input(op: Emitter, name: str, shape: ir.Shape | None) -> ir.Value:
+    """Adds an input of this name to the graph."""
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
     op.graph.inputs.append(value)
     return value

@@ -53,9 +53,7 @@ class Shards:
             of its gradients, by the parameter's name.
         """
         step = self._step
-        arrays = {name: examples[name] if isinstance(examples, Mapping) else examples for name in step.batch}
-        for term in step.terms:
-            arrays[term.target] = targets[term.output] if isinstance(targets, Mapping) else targets
+        arrays = step.arrays(examples, targets)
         count = len(arrays[step.batch[0]])
         bounds = np.linspace(0, count, min(step.shards, count) + 1).astype(int)
         shares = np.diff(bounds) / count

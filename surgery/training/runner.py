@@ -19,10 +19,8 @@ __all__ = ["Evaluation", "Training"]
 
 
 def _bind_batch(binding: Any, step: Step, examples: Arrays, targets: Arrays) -> None:
-    for name in step.batch:
-        binding.bind_cpu_input(name, examples[name] if isinstance(examples, Mapping) else examples)
-    for term in step.terms:
-        binding.bind_cpu_input(term.target, targets[term.output] if isinstance(targets, Mapping) else targets)
+    for name, array in step.arrays(examples, targets).items():
+        binding.bind_cpu_input(name, array)
 
 
 class _Graph:

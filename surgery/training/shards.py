@@ -19,6 +19,7 @@ from surgery.autodiff.constants import constant_value, fold_shapes
 from surgery.emit import Emitter
 from surgery.io import infer_shapes
 from surgery.layers import ancestors, descendants
+from surgery.training.accumulation import float_input
 from surgery.training.forward import Forward
 
 __all__ = ["SHARE", "add_up", "cores", "divide", "gradient_input", "gradient_outputs", "share_input"]
@@ -167,13 +168,7 @@ def _attribute(node: ir.Node, name: str, default: int) -> int:
 
 def share_input(op: Emitter) -> ir.Value:
     """Returns the graph's input for the share of the batch's examples that a shard has: what its mean loss counts."""
-    return _input(op, SHARE, ir.Shape(()))
-
-
-def _input(op: Emitter, name: str, shape: ir.Shape) -> ir.Value:
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-    op.graph.inputs.append(value)
-    return value
+    return float_input(op, SHARE, ir.Shape(()))
 
 
 def gradient_outputs(op: Emitter, gradients: Mapping[ir.Value, ir.Value]) -> dict[str, ir.Value]:
@@ -197,5 +192,5 @@ def add_up(op: Emitter, parameters: Sequence[ir.Value], shards: int) -> dict[ir.
     for parameter in parameters:
         assert parameter.shape is not None
         names = [gradient_input(str(parameter.name), shard) for shard in range(shards)]
-        found[parameter] = op.Sum(*(_input(op, name, parameter.shape) for name in names))
+        found[parameter] = op.Sum(*(float_input(op, name, parameter.shape) for name in names))
     return found

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from surgery.autodiff import backward, why_no_gradient
+from surgery.data import Arrays
 from surgery.emit import Emitter
 from surgery.errors import SurgeryError
 from surgery.io import IR_VERSION, infer_shapes
@@ -73,6 +74,13 @@ class Step:
         """How many numbers gradients change."""
         trained = set(self.weights) - set(self.statistics)
         return sum(math.prod(v.shape.numpy()) for v in self.model.graph.inputs if v.name in trained and v.shape)
+
+    def arrays(self, examples: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
+        """The arrays of a batch, by the names of the inputs that take them."""
+        found = {name: examples[name] if isinstance(examples, Mapping) else examples for name in self.batch}
+        for term in self.terms:
+            found[term.target] = targets[term.output] if isinstance(targets, Mapping) else targets
+        return found
 
     @functools.cached_property
     def overwritable(self) -> set[str]:
